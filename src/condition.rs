@@ -1,0 +1,173 @@
+//! Every condition an operator can meet, under one name everywhere: log event, metric label, status row, twin value
+//! and README table.
+//!
+//! A condition is a state that lasts and that somebody may have to act on. The reason of a single decision is a
+//! different thing and lives in `ownership/decide.rs`.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// How urgent a condition is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Worth knowing; nothing to do.
+    Info,
+    /// The site works, with less in reserve than it should have.
+    Warning,
+    /// The site does not do its job, or soon will not.
+    Critical,
+}
+
+macro_rules! conditions {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $severity:ident, $meaning:literal, $advice:literal;)*) => {
+        /// The closed list of conditions. Their names are what people script against.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Condition {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Condition {
+            /// All of them, in the order of the README's table.
+            pub const ALL: &'static [Condition] = &[$(Condition::$variant,)*];
+
+            /// The name used everywhere, such as `quorum.lost`.
+            pub fn name(self) -> &'static str {
+                match self { $(Condition::$variant => $name,)* }
+            }
+
+            /// How urgent it is.
+            pub fn severity(self) -> Severity {
+                match self { $(Condition::$variant => Severity::$severity,)* }
+            }
+
+            /// What it means, in one sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Condition::$variant => $meaning,)* }
+            }
+
+            /// What a person should do, in one sentence.
+            pub fn advice(self) -> &'static str {
+                match self { $(Condition::$variant => $advice,)* }
+            }
+        }
+    };
+}
+
+conditions! {
+    /// No device owns the workload.
+    NoOwner = "no.owner", Critical,
+        "No device owns the workload, so it runs nowhere.",
+        "Look at the other conditions: a missing quorum or unfit devices are the usual causes.";
+    /// This device cannot reach a majority of voters.
+    QuorumLost = "quorum.lost", Critical,
+        "This device does not hear from a majority of the site's voters.",
+        "Bring back devices or mend the network between them until a majority can talk.";
+    /// Too few spare devices.
+    NoSpare = "no.spare", Warning,
+        "The loss of one more device would leave the site without a majority.",
+        "Bring the missing devices back; a site of two devices needs a third voter to survive a loss.";
+    /// The owner's lease ran out.
+    LeaseLapsed = "lease.lapsed", Warning,
+        "The owner could not get its lease confirmed in time and has stopped the workload.",
+        "Look for packet loss, an overloaded device or a switch that blocks; nothing needs to be reset.";
+    /// The workload keeps ending on the owner.
+    WorkloadCrashing = "workload.crashing", Critical,
+        "The workload keeps ending by itself on the owner and is restarted with growing pauses.",
+        "Read the workload's output in this device's log; move it with `quorate transfer` if only this device is affected.";
+    /// The workload cannot be started at all.
+    WorkloadCannotStart = "workload.cannot_start", Critical,
+        "The workload's command cannot be started on this device.",
+        "Check workload.command: the program must exist here and be executable.";
+    /// The fencer ended without being told to.
+    FencerLost = "fencer.lost", Critical,
+        "The process that enforces the workload's deadline ended unexpectedly; the workload died with it.",
+        "Look for an out-of-memory kill on this device; the sidecar starts a new fencer by itself.";
+    /// Somebody who does not belong here is knocking.
+    PeerRefused = "peer.refused", Warning,
+        "A sidecar of another site, with another member list or with other timing was refused.",
+        "Compare the `site` section on the devices named: it must be the same on all of them.";
+    /// The store did not pass its checks.
+    StoreDamaged = "store.damaged", Critical,
+        "This device's store is behind what it once promised, or does not pass its checksums, so it does not vote.",
+        "Keep the folder for analysis, then see 'A damaged store' in deploy/README.md.";
+    /// A member has not been heard.
+    MemberSilent = "member.silent", Warning,
+        "A device of the site has not been heard for some time.",
+        "Check its power, its network and that its sidecar runs.";
+    /// The hub cannot be reached.
+    HubUnreachable = "hub.unreachable", Warning,
+        "The IoT Hub cannot be reached from the device that mirrors; ownership on site is not affected.",
+        "Check the uplink; the twins are brought up to date by themselves once the hub answers.";
+    /// The hub refuses our credentials.
+    HubUnauthorized = "hub.unauthorized", Warning,
+        "The IoT Hub refuses the credentials (401 or 403).",
+        "Check the shared access policy's key and rights (ServiceConnect), and this device's wall clock.";
+    /// The hub tells us to slow down.
+    HubThrottled = "hub.throttled", Info,
+        "The IoT Hub is throttling requests; the mirror waits and sends only the newest state.",
+        "Nothing, unless it lasts: then look for other heavy users of the same hub.";
+    /// The hub does not know one of the devices.
+    HubDeviceMissing = "hub.device_missing", Warning,
+        "The IoT Hub does not know one of the site's devices (404), so that device's flag cannot be mirrored.",
+        "Create the device identity, or correct the id in site.members.";
+    /// The hub answered with something that is not the hub.
+    HubBadAnswer = "hub.bad_answer", Warning,
+        "What answers at the hub's address does not speak the IoT Hub's language (HTML, a redirect, other JSON).",
+        "Look for a captive portal or proxy, and check the host name in the connection string.";
+    /// The hub's certificate is not trusted.
+    HubUntrusted = "hub.untrusted", Warning,
+        "The certificate of what answers at the hub's address is not trusted.",
+        "Check hub.ca_file, the host name, and whether something intercepts TLS on the way.";
+    /// A twin shows an epoch that this site has not reached.
+    TwinAhead = "twin.ahead", Critical,
+        "A twin shows a higher epoch than this site has reached; the mirror does not overwrite it.",
+        "Find out who wrote it: another site with the same devices, or a site restored from an old backup.";
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for Condition {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// A condition that holds now, with what it is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Raised {
+    /// Which condition.
+    pub name: Condition,
+    /// The device, address or file it is about, and the facts: one line.
+    pub detail: String,
+}
+
+impl Raised {
+    /// A condition with its facts.
+    pub fn new(name: Condition, detail: impl Into<String>) -> Raised {
+        Raised { name, detail: detail.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_written_alike() {
+        let mut names: Vec<_> = Condition::ALL.iter().map(|c| c.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Condition::ALL.len());
+        assert!(
+            names
+                .iter()
+                .all(|n| n.contains('.') && n.chars().all(|c| c.is_ascii_lowercase() || ".-_".contains(c)))
+        );
+    }
+}

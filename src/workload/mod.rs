@@ -1,0 +1,114 @@
+//! The workload door: start it, stop it, say what was observed, always under a deadline.
+//!
+//! A workload runs only between [`Workload::start`] and the deadline that was given last, and the deadline only moves
+//! forward. What makes that true when the sidecar is frozen or dead is the fencer (`fencer.rs`), not this process.
+//! This room decides nothing: who may run is `ownership/`'s business.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use tokio::sync::watch;
+
+use crate::{clock::Moment, epoch::Epoch};
+
+/// A boxed future, so that workloads can be handed in behind a pointer.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What was observed of the workload. Never what was wished for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observed {
+    /// Nothing of it runs on this device, and its fencer has confirmed that.
+    Stopped,
+    /// It runs, or may run, under this epoch.
+    Running {
+        /// The epoch it was started with.
+        epoch: Epoch,
+        /// Its process id, where there is one.
+        pid: Option<u32>,
+    },
+    /// It ended by itself and is started again later, still under this epoch. Nothing of it runs now.
+    BackingOff {
+        /// The epoch it was started with.
+        epoch: Epoch,
+        /// How often in a row it has ended by itself.
+        failures: u32,
+        /// What happened last: `exit code 3`, `killed by signal 9`, `cannot start: …`.
+        last: String,
+    },
+    /// It was told to stop, or its deadline passed; parts of it may still run.
+    Stopping {
+        /// The epoch it was started with.
+        epoch: Epoch,
+    },
+}
+
+impl Observed {
+    /// Whether anything of the workload may be running.
+    pub fn may_run(&self) -> bool {
+        matches!(self, Observed::Running { .. } | Observed::Stopping { .. })
+    }
+
+    /// The epoch it was started with, unless it is stopped.
+    pub fn epoch(&self) -> Option<Epoch> {
+        match self {
+            Observed::Stopped => None,
+            Observed::Running { epoch, .. }
+            | Observed::BackingOff { epoch, .. }
+            | Observed::Stopping { epoch } => Some(*epoch),
+        }
+    }
+}
+
+/// Permission to run: the epoch, and the end of the lease on the boot clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grant {
+    /// The fencing token the workload gets.
+    pub epoch: Epoch,
+    /// From here on it is being stopped, whatever else happens; all of it is gone `stop_grace` later.
+    pub until: Moment,
+}
+
+/// Why a workload could not be started or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The workload's program could not be started; it is tried again with growing pauses.
+    #[error("cannot start {program:?}: {reason}")]
+    CannotStart {
+        /// The program named in `workload.command`.
+        program: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The fencer could not be started, or is gone. The workload is dead or dying with it.
+    #[error("the fencer {0}")]
+    Fencer(String),
+    /// A deadline was given that has already passed.
+    #[error("the lease is already over")]
+    Late,
+}
+
+/// A workload that obeys a lease.
+pub trait Workload: Send + Sync + 'static {
+    /// Starts it under `grant`. Returns when the fencer holds the deadline and the start has been tried. If it ends
+    /// by itself it is started again, with growing pauses, until it is stopped. Dropping the future does not undo
+    /// the start.
+    ///
+    /// # Errors
+    /// [`Error`]; after an error nothing runs.
+    fn start(&self, grant: Grant) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Moves the deadline forward. An earlier moment than the last is ignored. Never waits.
+    fn extend(&self, until: Moment);
+
+    /// Stops it and waits until nothing of it runs: TERM to its whole process group, KILL when the grace is over.
+    /// Stopping what is stopped succeeds at once. Dropping the future does not undo the stop.
+    ///
+    /// # Errors
+    /// [`Error::Fencer`] if the end could not be confirmed; then treat it as running until its deadline and grace.
+    fn stop(&self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// What is observed, now and on every change.
+    fn observe(&self) -> watch::Receiver<Observed>;
+}
+
+/// A workload behind a pointer.
+pub type Handle = Arc<dyn Workload>;
