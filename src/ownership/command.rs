@@ -1,0 +1,128 @@
+//! What may be proposed to the replicated record, and what became of it.
+//!
+//! Commands carry everything that [`super::record::Record::apply`] needs, wall time for display included, because
+//! applying must give the same result on every device. They are stored as JSON: unknown fields are ignored, so a
+//! newer member's extra field does not stop an older one.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    epoch::Epoch,
+    id::{DeviceId, Incarnation},
+};
+
+/// A change to the record, proposed by a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// The leader wants to own. The only way to become owner.
+    Claim(Claim),
+    /// The owner's workload is confirmed stopped, for good, under this epoch.
+    StopReceipt(StopReceipt),
+    /// Somebody wants the ownership moved.
+    Transfer(Transfer),
+}
+
+/// A claim for the epoch after `base`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Who claims.
+    pub device: DeviceId,
+    /// Which life of its sidecar. A restarted sidecar is somebody new and never resumes an epoch.
+    pub incarnation: Incarnation,
+    /// The record's epoch that the claimer saw. The claim fails if another came first.
+    pub base: Epoch,
+    /// The claimer's wall clock, for display.
+    pub at_unix_ms: u64,
+}
+
+/// Proof that nothing of the workload runs under `epoch`, and never will again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopReceipt {
+    /// Whose workload.
+    pub device: DeviceId,
+    /// Which life of its sidecar.
+    pub incarnation: Incarnation,
+    /// The ownership that ended.
+    pub epoch: Epoch,
+    /// Who shall own next; `None` lets the others race.
+    pub successor: Option<DeviceId>,
+    /// Why it ended, in one sentence.
+    pub reason: String,
+    /// The owner's wall clock, for display.
+    pub at_unix_ms: u64,
+}
+
+/// A request for a planned handover.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Unique to this request; a repeat is answered, not executed again.
+    pub id: u64,
+    /// Who shall own next.
+    pub to: DeviceId,
+    /// The epoch that the request is about. It is void once another ownership began.
+    pub base: Epoch,
+    /// Why, as the person or program put it.
+    pub reason: String,
+    /// Who asked.
+    pub actor: String,
+    /// The asking device's wall clock, for display.
+    pub at_unix_ms: u64,
+}
+
+/// What applying a command did. The same on every device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// The record changed; this is its epoch now.
+    Done {
+        /// The record's epoch after the change.
+        epoch: Epoch,
+    },
+    /// A repeat of a command that was already executed. Nothing changed.
+    Repeated,
+    /// The record did not change, and why.
+    Refused(Refusal),
+    /// Not a command of ours: Raft's own entries.
+    Nothing,
+}
+
+/// Why a command was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "refusal", rename_all = "snake_case")]
+pub enum Refusal {
+    /// Another claim, receipt or ownership came first.
+    #[error("the record is at epoch {now}, the command was made for epoch {base}")]
+    Superseded {
+        /// The record's epoch.
+        now: Epoch,
+        /// The command's.
+        base: Epoch,
+    },
+    /// The device is not a member of this site.
+    #[error("{device} is not a member of this site")]
+    NotAMember {
+        /// The unknown device.
+        device: DeviceId,
+    },
+    /// The device votes but never owns.
+    #[error("{device} is a witness: it votes and never owns")]
+    Witness {
+        /// The witness.
+        device: DeviceId,
+    },
+    /// The device owns already.
+    #[error("{device} owns already, epoch {epoch}")]
+    OwnsAlready {
+        /// The owner.
+        device: DeviceId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// There is no owner whose ownership could be moved.
+    #[error("nobody owns now, so there is nothing to hand over")]
+    NoOwner,
+    /// The last epoch that a twin can hold has been used.
+    #[error("the last epoch has been used")]
+    EpochsUsedUp,
+}

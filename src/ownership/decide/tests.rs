@@ -1,0 +1,222 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    id::{Incarnation, SiteId},
+    ownership::{
+        command::{Claim, Command, StopReceipt, Transfer},
+        record::Record,
+        view::Unfit,
+    },
+    site::{Member, Role, Site},
+    timing::{Settings, Timing},
+};
+
+fn device(n: u8) -> DeviceId {
+    DeviceId::new(format!("edge-{n}")).expect("a name")
+}
+
+fn record(commands: &[Command]) -> Record {
+    let member = |n: u8| Member { device: device(n), address: format!("10.0.0.{n}:7600"), role: Role::Voter };
+    let mut record = Record::new(&Site {
+        id: SiteId::new("plant-7").expect("a name"),
+        members: vec![member(1), member(2), member(3)],
+        timing: Timing::new(&Settings::default()).expect("defaults hold"),
+    });
+    for command in commands {
+        record.apply(command);
+    }
+    record
+}
+
+fn claim(n: u8, base: u64) -> Command {
+    Command::Claim(Claim {
+        device: device(n),
+        incarnation: Incarnation(u64::from(n)),
+        base: Epoch::new(base).expect("small"),
+        at_unix_ms: 0,
+    })
+}
+
+fn receipt(n: u8, epoch: u64, successor: Option<u8>) -> Command {
+    Command::StopReceipt(StopReceipt {
+        device: device(n),
+        incarnation: Incarnation(u64::from(n)),
+        epoch: Epoch::new(epoch).expect("small"),
+        successor: successor.map(device),
+        reason: String::new(),
+        at_unix_ms: 0,
+    })
+}
+
+fn transfer(to: u8, base: u64) -> Command {
+    Command::Transfer(Transfer {
+        id: 1,
+        to: device(to),
+        base: Epoch::new(base).expect("small"),
+        reason: String::new(),
+        actor: String::new(),
+        at_unix_ms: 0,
+    })
+}
+
+fn at(ms: u64) -> Moment {
+    Moment::from_nanos(ms * 1_000_000)
+}
+
+fn e(n: u64) -> Epoch {
+    Epoch::new(n).expect("small")
+}
+
+/// Device 1 as it looks at the record, leading and with nothing running.
+fn view<'a>(record: &'a Record, me: &'a DeviceId) -> View<'a> {
+    View {
+        now: at(1000),
+        me,
+        incarnation: Incarnation(1),
+        standing: Standing::Leader,
+        record,
+        lease: None,
+        running: Running::Stopped,
+        unfit: None,
+        successor: None,
+        successor_until: None,
+    }
+}
+
+#[test]
+fn a_leader_without_owner_claims_and_starts_only_under_a_lease() {
+    let me = device(1);
+    let empty = record(&[]);
+    assert_eq!(decide(&view(&empty, &me)).action, Action::Claim { base: e(0) });
+    let new_leader = View { standing: Standing::NewLeader, ..view(&empty, &me) };
+    assert_eq!(decide(&new_leader).action, Action::Wait);
+
+    let mine = record(&[claim(1, 0)]);
+    assert_eq!(decide(&view(&mine, &me)).reason, Reason::AwaitingLease { epoch: e(1) });
+    let held = View { lease: Some((e(1), at(1400))), ..view(&mine, &me) };
+    assert_eq!(decide(&held).action, Action::Start { epoch: e(1), until: at(1400) });
+    let running = View { running: Running::Under(e(1)), ..held };
+    assert_eq!(decide(&running).action, Action::Extend { until: at(1400) });
+}
+
+#[test]
+fn the_lease_of_another_epoch_is_worth_nothing() {
+    let me = device(1);
+    let mine = record(&[claim(2, 0), claim(1, 1)]);
+    let old = View { lease: Some((e(1), at(9000))), ..view(&mine, &me) };
+    assert_eq!(decide(&old).reason, Reason::AwaitingLease { epoch: e(2) });
+}
+
+#[test]
+fn at_the_end_of_the_lease_it_stops() {
+    let me = device(1);
+    let mine = record(&[claim(1, 0)]);
+    let v = View { lease: Some((e(1), at(1000))), running: Running::Under(e(1)), ..view(&mine, &me) };
+    assert_eq!(decide(&v), Decision { action: Action::Stop, reason: Reason::LeaseLapsed { epoch: e(1) } });
+}
+
+#[test]
+fn a_lost_role_or_record_stops_it() {
+    let me = device(1);
+    let mine = record(&[claim(1, 0)]);
+    let lease = Some((e(1), at(1400)));
+    for standing in [Standing::Follower, Standing::NewLeader] {
+        let v = View { lease, standing, running: Running::Under(e(1)), ..view(&mine, &me) };
+        assert_eq!(decide(&v).reason, Reason::LeadershipLost { epoch: e(1) });
+    }
+    let theirs = record(&[claim(1, 0), claim(2, 1)]);
+    let v = View { lease, running: Running::Under(e(1)), ..view(&theirs, &me) };
+    assert_eq!(decide(&v), Decision { action: Action::Stop, reason: Reason::Superseded { epoch: e(2) } });
+}
+
+#[test]
+fn a_handover_stops_then_releases_then_waits_for_the_successor() {
+    let me = device(1);
+    let asked = record(&[claim(1, 0), transfer(2, 1)]);
+    let lease = Some((e(1), at(1400)));
+    let v = View { lease, running: Running::Under(e(1)), ..view(&asked, &me) };
+    assert_eq!(decide(&v), Decision { action: Action::Stop, reason: Reason::HandingOver { to: device(2) } });
+    let v = View { lease, running: Running::Stopping, ..view(&asked, &me) };
+    assert_eq!(decide(&v).action, Action::Wait);
+    let v = View { lease, ..view(&asked, &me) };
+    assert_eq!(decide(&v).action, Action::Release { epoch: e(1), successor: Some(device(2)) });
+
+    let released = record(&[claim(1, 0), transfer(2, 1), receipt(1, 1, Some(2))]);
+    let v = View { successor_until: Some(at(1600)), ..view(&released, &me) };
+    assert_eq!(decide(&v).reason, Reason::SuccessorFirst { to: device(2) });
+    let v = View { successor_until: Some(at(1000)), ..view(&released, &me) };
+    assert_eq!(decide(&v).action, Action::Claim { base: e(1) });
+    let two = device(2);
+    let v = View { incarnation: Incarnation(2), successor_until: Some(at(1600)), ..view(&released, &two) };
+    assert_eq!(decide(&v).action, Action::Claim { base: e(1) });
+}
+
+#[test]
+fn an_unfit_device_gives_up_and_never_claims() {
+    let me = device(1);
+    let unfit = Unfit::Leaving;
+    let mine = record(&[claim(1, 0)]);
+    let v = View { unfit: Some(&unfit), running: Running::Under(e(1)), ..view(&mine, &me) };
+    assert_eq!(decide(&v).action, Action::Stop);
+    let two = device(2);
+    let v = View { unfit: Some(&unfit), successor: Some(&two), ..view(&mine, &me) };
+    assert_eq!(decide(&v).action, Action::Release { epoch: e(1), successor: Some(device(2)) });
+    let empty = record(&[]);
+    assert_eq!(decide(&View { unfit: Some(&unfit), ..view(&empty, &me) }).action, Action::Wait);
+}
+
+proptest! {
+    /// The workload is started or kept only where all four facts agree; and what runs under anything else is stopped.
+    #[test]
+    fn runs_only_where_all_four_agree(
+        claims in proptest::collection::vec((1u8..4, any::<bool>()), 0..6),
+        handover in any::<bool>(), leaving in any::<bool>(), standing in 0u8..3, running in 0u8..3,
+        running_epoch in 0u64..7, lease_epoch in 0u64..7, lease_ms in 0u64..2000, has_lease in any::<bool>(),
+        incarnation in 1u64..3, window in proptest::option::of(0u64..2000),
+    ) {
+        let mut r = record(&[]);
+        for (n, leaves) in claims {
+            let base = r.epoch.get();
+            r.apply(&claim(n, base));
+            if leaves { r.apply(&receipt(n, base + 1, Some(2))); }
+        }
+        if handover { let base = r.epoch.get(); r.apply(&transfer(2, base)); }
+        let me = device(1);
+        let unfit = Unfit::Leaving;
+        let v = View {
+            standing: [Standing::Follower, Standing::NewLeader, Standing::Leader][usize::from(standing)],
+            running: [Running::Stopped, Running::Under(e(running_epoch)), Running::Stopping][usize::from(running)],
+            lease: has_lease.then(|| (e(lease_epoch), at(lease_ms))),
+            incarnation: Incarnation(incarnation),
+            unfit: leaving.then_some(&unfit),
+            successor_until: window.map(at),
+            ..view(&r, &me)
+        };
+        let owner_epoch = r.owned_by(&me, v.incarnation).map(|o| o.epoch);
+        let lease_holds = |epoch| has_lease && e(lease_epoch) == epoch && at(lease_ms) > v.now;
+        let decision = decide(&v);
+        match decision.action {
+            Action::Start { epoch, until } => {
+                prop_assert_eq!(Some(epoch), owner_epoch);
+                prop_assert!(v.standing == Standing::Leader && lease_holds(epoch) && !leaving);
+                prop_assert!(v.running == Running::Stopped && until == at(lease_ms));
+            }
+            Action::Extend { until } => {
+                prop_assert_eq!(v.running, Running::Under(owner_epoch.expect("own")));
+                prop_assert!(v.standing == Standing::Leader && lease_holds(e(running_epoch)) && until == at(lease_ms));
+            }
+            Action::Claim { base } => {
+                prop_assert_eq!(base, r.epoch);
+                prop_assert!(v.standing == Standing::Leader && v.running == Running::Stopped && !leaving);
+            }
+            Action::Release { epoch, .. } => {
+                prop_assert_eq!(Some(epoch), owner_epoch);
+                prop_assert_eq!(v.running, Running::Stopped);
+            }
+            Action::Stop => prop_assert!(matches!(v.running, Running::Under(_))),
+            Action::Wait => prop_assert!(!matches!(v.running, Running::Under(_))),
+        }
+        prop_assert!(!decision.reason.to_string().is_empty() && !decision.reason.name().is_empty());
+    }
+}

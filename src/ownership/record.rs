@@ -1,0 +1,278 @@
+//! What the site has agreed: the replicated state machine, small enough to keep in memory and send whole.
+//!
+//! [`Record::apply`] is pure and total: the same commands in the same order give the same record on every device, and
+//! a command that does not fit is refused with its reason, never with a panic. The record says who *owns*. It
+//! deliberately does not say who may act now (that is the lease) or what runs (that is observed).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::command::{Claim, Command, Outcome, Refusal, StopReceipt, Transfer};
+use crate::{
+    epoch::Epoch,
+    id::{DeviceId, Incarnation, SiteId},
+    site::{Role, Site},
+};
+
+/// How many past ownerships are kept to answer `why`.
+pub const HISTORY_MAX: usize = 64;
+/// How many handled command ids are kept, so that a repeated command is not executed twice.
+pub const HANDLED_MAX: usize = 64;
+
+/// Why an ownership began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The site had no owner before.
+    FirstStart,
+    /// The owner was no longer heard, and its lease had run out.
+    OwnerLost,
+    /// The owner's own sidecar restarted and claimed anew.
+    OwnerRestarted,
+    /// The owner stopped its workload and named this device.
+    HandedOver,
+    /// The owner stopped its workload and left without naming anyone.
+    OwnerLeft,
+    /// The device that was named did not take over in time.
+    HandoverFailed,
+}
+
+impl Cause {
+    /// The name used in the metric label, the status and the history.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::FirstStart => "first_start",
+            Cause::OwnerLost => "owner_lost",
+            Cause::OwnerRestarted => "owner_restarted",
+            Cause::HandedOver => "handed_over",
+            Cause::OwnerLeft => "owner_left",
+            Cause::HandoverFailed => "handover_failed",
+        }
+    }
+
+    /// One sentence for people and the twin.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Cause::FirstStart => "first owner of the site",
+            Cause::OwnerLost => "the owner was lost",
+            Cause::OwnerRestarted => "the owner's sidecar restarted",
+            Cause::HandedOver => "planned handover",
+            Cause::OwnerLeft => "the owner left",
+            Cause::HandoverFailed => "the chosen successor did not take over",
+        }
+    }
+}
+
+/// An ownership: the committed fact that `device` owns under `epoch`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ownership {
+    /// Who owns.
+    pub device: DeviceId,
+    /// Which life of its sidecar.
+    pub incarnation: Incarnation,
+    /// The fencing token.
+    pub epoch: Epoch,
+    /// Why it began.
+    pub cause: Cause,
+    /// When, by the claimer's wall clock; for display.
+    pub since_unix_ms: u64,
+}
+
+/// The end of an ownership by receipt: nothing runs under `epoch` any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    /// The ownership that ended.
+    pub epoch: Epoch,
+    /// Who shall own next.
+    pub successor: Option<DeviceId>,
+}
+
+/// A handover that was asked for and is not done yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handover {
+    /// The id of the command that asked.
+    pub id: u64,
+    /// Who shall own next.
+    pub to: DeviceId,
+    /// Why.
+    pub reason: String,
+    /// Who asked.
+    pub actor: String,
+}
+
+/// One past or present ownership, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The ownership's epoch.
+    pub epoch: Epoch,
+    /// Who owned.
+    pub device: DeviceId,
+    /// Why it began.
+    pub cause: Cause,
+    /// Who asked for it, where somebody did.
+    pub actor: String,
+    /// Why somebody asked, or why the one before ended.
+    pub reason: String,
+    /// When it began, by the claimer's wall clock.
+    pub since_unix_ms: u64,
+    /// When it ended, by the wall clock of whoever ended it; `None` while it lasts.
+    pub until_unix_ms: Option<u64>,
+}
+
+/// The replicated record of one site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The site that this record is of.
+    pub site: SiteId,
+    /// Who belongs to the site, and as what.
+    pub roles: BTreeMap<DeviceId, Role>,
+    /// The epoch of the newest ownership; never goes back.
+    pub epoch: Epoch,
+    /// Who owns now.
+    pub owner: Option<Ownership>,
+    /// Set while nobody owns because the last owner left a receipt.
+    pub released: Option<Released>,
+    /// Asked for and not done yet.
+    pub handover: Option<Handover>,
+    /// Newest last.
+    pub history: VecDeque<Change>,
+    handled: VecDeque<u64>,
+}
+
+impl Record {
+    /// The record before the first command, from the member list that all devices share.
+    pub fn new(site: &Site) -> Record {
+        Record {
+            site: site.id.clone(),
+            roles: site.members.iter().map(|m| (m.device.clone(), m.role)).collect(),
+            epoch: Epoch::ZERO,
+            owner: None,
+            released: None,
+            handover: None,
+            history: VecDeque::new(),
+            handled: VecDeque::new(),
+        }
+    }
+
+    /// Applies one command. Pure: depends on nothing but the record and the command.
+    pub fn apply(&mut self, command: &Command) -> Outcome {
+        let result = match command {
+            Command::Claim(claim) => self.claim(claim),
+            Command::StopReceipt(receipt) => self.stop_receipt(receipt),
+            Command::Transfer(transfer) if self.handled.contains(&transfer.id) => return Outcome::Repeated,
+            Command::Transfer(transfer) => self.transfer(transfer),
+        };
+        match result {
+            Ok(()) => Outcome::Done { epoch: self.epoch },
+            Err(refusal) => Outcome::Refused(refusal),
+        }
+    }
+
+    /// May this device own at all, by what the record says of it?
+    ///
+    /// # Errors
+    /// [`Refusal::NotAMember`] or [`Refusal::Witness`].
+    pub fn may_own(&self, device: &DeviceId) -> Result<(), Refusal> {
+        match self.roles.get(device) {
+            None => Err(Refusal::NotAMember { device: device.clone() }),
+            Some(Role::Witness) => Err(Refusal::Witness { device: device.clone() }),
+            Some(Role::Voter) => Ok(()),
+        }
+    }
+
+    /// The present ownership if it is `device`'s in this very life.
+    pub fn owned_by(&self, device: &DeviceId, incarnation: Incarnation) -> Option<&Ownership> {
+        self.owner.as_ref().filter(|o| o.device == *device && o.incarnation == incarnation)
+    }
+
+    fn claim(&mut self, claim: &Claim) -> Result<(), Refusal> {
+        self.may_own(&claim.device)?;
+        self.expect(claim.base)?;
+        if let Some(owner) = self.owned_by(&claim.device, claim.incarnation) {
+            return Err(Refusal::OwnsAlready { device: claim.device.clone(), epoch: owner.epoch });
+        }
+        let epoch = self.epoch.next().ok_or(Refusal::EpochsUsedUp)?;
+        let cause = match (&self.owner, &self.released) {
+            (Some(owner), _) if owner.device == claim.device => Cause::OwnerRestarted,
+            (Some(_), _) => Cause::OwnerLost,
+            (None, Some(Released { successor: Some(next), .. })) if *next == claim.device => {
+                Cause::HandedOver
+            }
+            (None, Some(Released { successor: Some(_), .. })) => Cause::HandoverFailed,
+            (None, Some(_)) => Cause::OwnerLeft,
+            (None, None) => Cause::FirstStart,
+        };
+        let (actor, reason) = match (cause, self.handover.take()) {
+            (Cause::HandedOver | Cause::HandoverFailed, Some(handover)) => (handover.actor, handover.reason),
+            _ => (String::new(), cause.sentence().to_owned()),
+        };
+        self.close_history(claim.at_unix_ms);
+        self.history.push_back(Change {
+            epoch,
+            device: claim.device.clone(),
+            cause,
+            actor,
+            reason,
+            since_unix_ms: claim.at_unix_ms,
+            until_unix_ms: None,
+        });
+        if self.history.len() > HISTORY_MAX {
+            self.history.pop_front();
+        }
+        self.epoch = epoch;
+        self.released = None;
+        self.owner = Some(Ownership {
+            device: claim.device.clone(),
+            incarnation: claim.incarnation,
+            epoch,
+            cause,
+            since_unix_ms: claim.at_unix_ms,
+        });
+        Ok(())
+    }
+
+    fn stop_receipt(&mut self, receipt: &StopReceipt) -> Result<(), Refusal> {
+        self.expect(receipt.epoch)?;
+        if self.owned_by(&receipt.device, receipt.incarnation).is_none() {
+            return Err(Refusal::Superseded { now: self.epoch, base: receipt.epoch });
+        }
+        self.close_history(receipt.at_unix_ms);
+        self.owner = None;
+        self.released = Some(Released { epoch: receipt.epoch, successor: receipt.successor.clone() });
+        Ok(())
+    }
+
+    fn transfer(&mut self, transfer: &Transfer) -> Result<(), Refusal> {
+        self.expect(transfer.base)?;
+        let owner = self.owner.as_ref().ok_or(Refusal::NoOwner)?;
+        self.may_own(&transfer.to)?;
+        if owner.device == transfer.to {
+            return Err(Refusal::OwnsAlready { device: owner.device.clone(), epoch: owner.epoch });
+        }
+        self.handled.push_back(transfer.id);
+        if self.handled.len() > HANDLED_MAX {
+            self.handled.pop_front();
+        }
+        self.handover = Some(Handover {
+            id: transfer.id,
+            to: transfer.to.clone(),
+            reason: transfer.reason.clone(),
+            actor: transfer.actor.clone(),
+        });
+        Ok(())
+    }
+
+    fn expect(&self, base: Epoch) -> Result<(), Refusal> {
+        if base == self.epoch { Ok(()) } else { Err(Refusal::Superseded { now: self.epoch, base }) }
+    }
+
+    fn close_history(&mut self, at_unix_ms: u64) {
+        if let Some(last) = self.history.back_mut() {
+            last.until_unix_ms.get_or_insert(at_unix_ms);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
