@@ -107,7 +107,7 @@ impl DeviceId {
 /// A member's number inside the Raft group: the 64-bit FNV-1a hash of its device id.
 ///
 /// `config/` refuses a member list in which two names share a number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeId(pub u64);
 
 impl fmt::Display for NodeId {

@@ -13,4 +13,5 @@ pub mod ownership;
 
 // Floor 2: doors.
 pub mod hub;
+pub mod raft;
 pub mod workload;

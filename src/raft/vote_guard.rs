@@ -1,0 +1,302 @@
+//! The vote guard: promises and votes of one node, ordered by one lock.
+//!
+//! Raft alone does not protect a lease, so every way in which a node could help elect a rival goes through here first:
+//! its answers to vote and pre-vote requests, and its own candidacy. A node refuses to vote
+//! - within the refusal window of its last promise,
+//! - within the refusal window of its own boot, because a restart forgets promises,
+//! - while its own workload is not confirmed stopped (its own lease is covered by its promise to itself).
+//!
+//! A committed stop receipt lifts promises given for exactly its epoch; the refusal after boot is never lifted.
+//! The other direction matters as much: a node promises nothing to a ballot lower than one that it has voted for, or is
+//! voting for right now. Refusing is always safe in Raft (it looks like a lost message), so every doubt refuses.
+//!
+//! [`Guard`] is a plain value that is handed the time; [`VoteGuard`] is the same behind a lock and a clock.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use crate::{
+    clock::{Clock, Moment},
+    epoch::Epoch,
+    id::NodeId,
+};
+
+/// A candidate's number: who asks to lead, in which term. Ordered by term, then node (openraft's `LeaderId`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ballot {
+    /// The Raft term.
+    pub term: u64,
+    /// The candidate or leader.
+    pub node: NodeId,
+}
+
+impl std::fmt::Display for Ballot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} in term {}", self.node, self.term)
+    }
+}
+
+/// Why a node does not vote now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum VoteRefusal {
+    /// It started too recently to know what it promised before.
+    #[error("it started less than a refusal window ago ({} ms left)", left.as_millis())]
+    Booting {
+        /// How long this lasts.
+        left: Duration,
+    },
+    /// It promised the present leader not to vote.
+    #[error("it promised {to} not to vote ({} ms left)", left.as_millis())]
+    Promised {
+        /// The leader that holds the promise.
+        to: Ballot,
+        /// How long this lasts.
+        left: Duration,
+    },
+    /// Its own workload is not confirmed stopped.
+    #[error("its own workload is not confirmed stopped")]
+    WorkloadRuns,
+    /// It has seen a higher ballot than the one it was asked for.
+    #[error("it has already seen {seen}")]
+    Outdated {
+        /// The higher ballot.
+        seen: Ballot,
+    },
+}
+
+impl VoteRefusal {
+    /// How long the refusal lasts, where that is a matter of time.
+    pub fn left(&self) -> Option<Duration> {
+        match self {
+            VoteRefusal::Booting { left } | VoteRefusal::Promised { left, .. } => Some(*left),
+            VoteRefusal::WorkloadRuns | VoteRefusal::Outdated { .. } => None,
+        }
+    }
+}
+
+/// Why a node does not promise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PromiseRefusal {
+    /// It voted for, or follows, a higher ballot.
+    #[error("it has voted for {seen}")]
+    Higher {
+        /// That ballot.
+        seen: Ballot,
+    },
+    /// A vote is being decided right now.
+    #[error("it is deciding a vote")]
+    Voting,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Promise {
+    to: Ballot,
+    epoch: Epoch,
+    until: Moment,
+}
+
+/// The guard as a plain value.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    refusal: Duration,
+    boot_refusal_until: Moment,
+    highest: Ballot,
+    voting: u32,
+    promise: Option<Promise>,
+    lifted: Option<Epoch>,
+    workload_runs: bool,
+}
+
+impl Guard {
+    /// A guard for a node that started at `booted` and whose disk says it last voted for `voted`.
+    ///
+    /// `boot_refusal` is the largest refusal window that anybody may have been promised before the restart.
+    pub fn new(booted: Moment, refusal: Duration, boot_refusal: Duration, voted: Ballot) -> Guard {
+        Guard {
+            refusal,
+            boot_refusal_until: booted + boot_refusal.max(refusal),
+            highest: voted,
+            voting: 0,
+            promise: None,
+            lifted: None,
+            workload_runs: false,
+        }
+    }
+
+    /// Promises `to` not to vote for anybody else for `asked` or the own refusal window, whichever is longer.
+    ///
+    /// # Errors
+    /// [`PromiseRefusal`]; then nothing was promised.
+    pub fn promise(
+        &mut self,
+        now: Moment,
+        to: Ballot,
+        epoch: Epoch,
+        asked: Duration,
+    ) -> Result<(), PromiseRefusal> {
+        if self.voting > 0 {
+            return Err(PromiseRefusal::Voting);
+        }
+        if to < self.highest {
+            return Err(PromiseRefusal::Higher { seen: self.highest });
+        }
+        self.highest = to;
+        let until = now + asked.max(self.refusal);
+        // Renewed by the same leader it never gets shorter; a new leader was elected only after the old promise
+        // had ended for a quorum, so its promise replaces the old one.
+        let until = match self.promise {
+            Some(old) if old.to == to && old.epoch == epoch => until.max(old.until),
+            _ => until,
+        };
+        self.promise = Some(Promise { to, epoch, until });
+        Ok(())
+    }
+
+    /// Would this node vote now, as far as promises go? Changes nothing.
+    ///
+    /// # Errors
+    /// [`VoteRefusal`]: the reason that lasts longest comes first.
+    pub fn may_vote(&self, now: Moment) -> Result<(), VoteRefusal> {
+        if self.workload_runs {
+            return Err(VoteRefusal::WorkloadRuns);
+        }
+        let left = self.boot_refusal_until.since(now);
+        if !left.is_zero() {
+            return Err(VoteRefusal::Booting { left });
+        }
+        if let Some(promise) = self.promise
+            && self.lifted != Some(promise.epoch)
+        {
+            let left = promise.until.since(now);
+            if !left.is_zero() {
+                return Err(VoteRefusal::Promised { to: promise.to, left });
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins deciding about a vote for `ballot`, or an own candidacy (`None`: its term is not known yet). Until
+    /// [`Guard::end_vote`], nothing is promised to anybody.
+    ///
+    /// # Errors
+    /// [`VoteRefusal`]; then nothing began.
+    pub fn begin_vote(&mut self, now: Moment, ballot: Option<Ballot>) -> Result<(), VoteRefusal> {
+        self.may_vote(now)?;
+        if let Some(ballot) = ballot
+            && ballot < self.highest
+        {
+            return Err(VoteRefusal::Outdated { seen: self.highest });
+        }
+        self.voting += 1;
+        Ok(())
+    }
+
+    /// Ends what [`Guard::begin_vote`] began. If the vote was given, [`Guard::observe`] has been told before.
+    pub fn end_vote(&mut self) {
+        self.voting = self.voting.saturating_sub(1);
+    }
+
+    /// Raft has adopted `ballot`: by voting for it, by following it, or by campaigning with it.
+    pub fn observe(&mut self, ballot: Ballot) {
+        self.highest = self.highest.max(ballot);
+    }
+
+    /// A stop receipt for `epoch` is committed: promises given for that epoch, and no other, bind no longer.
+    pub fn lift(&mut self, epoch: Epoch) {
+        self.lifted = Some(epoch);
+    }
+
+    /// Whether anything of this device's own workload may be running. Told before it is started, and again only
+    /// after its end is confirmed.
+    pub fn workload(&mut self, runs: bool) {
+        self.workload_runs = runs;
+    }
+
+    /// The highest ballot seen.
+    pub fn highest(&self) -> Ballot {
+        self.highest
+    }
+}
+
+/// The guard behind its lock, with the clock it reads. Never waits for anything but the lock.
+#[derive(Debug, Clone)]
+pub struct VoteGuard {
+    clock: Arc<dyn Clock>,
+    guard: Arc<Mutex<Guard>>,
+}
+
+impl VoteGuard {
+    /// See [`Guard::new`]; the moment of booting is now.
+    pub fn new(clock: Arc<dyn Clock>, refusal: Duration, boot_refusal: Duration, voted: Ballot) -> VoteGuard {
+        let guard = Guard::new(clock.now(), refusal, boot_refusal, voted);
+        VoteGuard { clock, guard: Arc::new(Mutex::new(guard)) }
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Guard, Moment) -> T) -> T {
+        // A panic while the lock was held leaves a guard that still refuses at least as much.
+        let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        // Read under the lock, so that the order of moments is the order of decisions.
+        let now = self.clock.now();
+        f(&mut guard, now)
+    }
+
+    /// See [`Guard::promise`].
+    ///
+    /// # Errors
+    /// [`PromiseRefusal`].
+    pub fn promise(&self, to: Ballot, epoch: Epoch, asked: Duration) -> Result<(), PromiseRefusal> {
+        self.with(|g, now| g.promise(now, to, epoch, asked))
+    }
+
+    /// See [`Guard::may_vote`].
+    ///
+    /// # Errors
+    /// [`VoteRefusal`].
+    pub fn may_vote(&self) -> Result<(), VoteRefusal> {
+        self.with(|g, now| g.may_vote(now))
+    }
+
+    /// See [`Guard::begin_vote`]. The vote is over when the ticket is dropped.
+    ///
+    /// # Errors
+    /// [`VoteRefusal`].
+    pub fn begin_vote(&self, ballot: Option<Ballot>) -> Result<VoteTicket, VoteRefusal> {
+        self.with(|g, now| g.begin_vote(now, ballot))?;
+        Ok(VoteTicket(self.clone()))
+    }
+
+    /// See [`Guard::observe`].
+    pub fn observe(&self, ballot: Ballot) {
+        self.with(|g, _| g.observe(ballot));
+    }
+
+    /// See [`Guard::lift`].
+    pub fn lift(&self, epoch: Epoch) {
+        self.with(|g, _| g.lift(epoch));
+    }
+
+    /// See [`Guard::workload`].
+    pub fn workload(&self, runs: bool) {
+        self.with(|g, _| g.workload(runs));
+    }
+
+    /// See [`Guard::highest`].
+    pub fn highest(&self) -> Ballot {
+        self.with(|g, _| g.highest())
+    }
+}
+
+/// A vote being decided. Must be held until Raft has answered, even if whoever asked has gone away.
+#[derive(Debug)]
+pub struct VoteTicket(VoteGuard);
+
+impl Drop for VoteTicket {
+    fn drop(&mut self) {
+        self.0.with(|g, _| g.end_vote());
+    }
+}
+
+#[cfg(test)]
+mod tests;
