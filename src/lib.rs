@@ -3,6 +3,7 @@
 // Floor 0: words.
 pub mod clock;
 pub mod condition;
+pub mod dice;
 pub mod epoch;
 pub mod id;
 pub mod site;
@@ -15,3 +16,6 @@ pub mod ownership;
 pub mod hub;
 pub mod raft;
 pub mod workload;
+
+// Floor 3: loops.
+pub mod reconcile;

@@ -11,7 +11,7 @@ use super::types::{Device, Entry, LogId, Membership, SnapshotMeta, StoredMembers
 use crate::ownership::command::Command;
 
 /// The generated messages.
-#[expect(missing_docs, unreachable_pub, clippy::large_futures, reason = "generated from proto/peer.proto")]
+#[expect(unreachable_pub, reason = "generated from proto/peer.proto")]
 pub(crate) mod proto {
     tonic::include_proto!("quorate.peer.v1");
 }

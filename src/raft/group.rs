@@ -1,0 +1,504 @@
+//! The group as everybody else sees it: propose, promise, campaign, watch.
+//!
+//! openraft decides what is committed. When to campaign, whom to promise what, and what that is worth is decided by the
+//! callers in `reconcile/`; this file only makes sure that no road to leadership leads around the vote guard.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+    time::Duration,
+};
+
+use openraft::{
+    ServerState,
+    error::{ClientWriteError, RaftError},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::Server;
+
+use super::{
+    log::{Disk, LogStore, load_vote},
+    machine::{Applied, Machine},
+    peer::{
+        Roster,
+        client::{MESSAGE_MAX, Peers, VOTE_LIMIT},
+        server::Service,
+        transport::{DialerHandle, Incoming},
+    },
+    types::{self, LogId, Raft},
+    vote_guard::{Ballot, VoteGuard, VoteRefusal},
+    vouch::{Vouch, Vouched},
+    wire::{self, proto},
+};
+use crate::{
+    clock::{Clock, Moment},
+    epoch::Epoch,
+    id::NodeId,
+    ownership::{
+        command::{Command, Outcome},
+        record::Record,
+        view::Standing,
+    },
+};
+
+/// Where this member stands, and who votes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Role {
+    /// Follower, new leader, or leader.
+    pub standing: Standing,
+    /// The ballot that this member leads or follows with.
+    pub ballot: Ballot,
+    /// The voters of the effective membership; two sets while it changes.
+    pub voters: Vec<BTreeSet<NodeId>>,
+    /// The index of the last entry known to be applied here.
+    pub applied: u64,
+    /// Set once Raft has stopped for good, with the reason. Only a restart helps.
+    pub fatal: Option<String>,
+}
+
+/// Why a command was not executed. Whether it will be is not known after [`ProposeError::NoAnswer`].
+#[derive(Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// No leader is known.
+    #[error("no leader is known: this device does not hear from a majority of the site")]
+    NoLeader,
+    /// The leader did not answer in time.
+    #[error("the site did not commit it in time; it may still happen")]
+    NoAnswer,
+    /// Raft has stopped.
+    #[error("consensus has stopped on this device: {0}")]
+    Stopped(String),
+    /// The leader refused the call.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// How a candidacy ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Campaign {
+    /// This member leads now.
+    Won,
+    /// Not elected; worth trying again after the pause.
+    Lost {
+        /// For how long a majority will surely go on refusing.
+        wait: Duration,
+        /// Why, for the log.
+        reason: String,
+    },
+}
+
+/// A member's answer to a renewal.
+#[derive(Debug, Clone)]
+pub struct Renewed {
+    /// Who answered.
+    pub node: NodeId,
+    /// The ballot and the epoch that was asked for.
+    pub ballot: Ballot,
+    /// See `ballot`.
+    pub epoch: Epoch,
+    /// When the question was prepared.
+    pub asked: Moment,
+    /// Whether it promised; else why not.
+    pub promised: Result<(), String>,
+    /// Its clock, to be sent back with the next question.
+    pub echo: Moment,
+    /// How far it has applied the log.
+    pub applied: u64,
+}
+
+/// What a renewal asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Question {
+    /// The ballot that this member leads with.
+    pub ballot: Ballot,
+    /// The ownership that the promise is for; [`Epoch::ZERO`] before this leader has one.
+    pub epoch: Epoch,
+    /// When the question was prepared. Read before the call.
+    pub asked: Moment,
+    /// The end of the lease, if one is held.
+    pub act_until: Option<Moment>,
+    /// How far the record is applied here.
+    pub applied: u64,
+}
+
+/// What a group is started with.
+pub struct Parts {
+    /// Who is who.
+    pub roster: Arc<Roster>,
+    /// The disk, opened and checked.
+    pub disk: Arc<dyn Disk>,
+    /// How long not to vote after this start.
+    pub boot_refusal: Duration,
+    /// How other members are reached.
+    pub dialer: DialerHandle,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Where tasks are spawned.
+    pub tasks: TaskTracker,
+}
+
+/// Executes commands here, if this member leads.
+#[derive(Clone)]
+pub(crate) struct Proposer(Raft);
+
+impl Proposer {
+    /// Commits and applies a command. Waits as long as it takes.
+    pub(crate) async fn propose_here(&self, command: Command) -> Result<Outcome, ProposeError> {
+        match self.0.client_write(command).await {
+            Ok(reply) => Ok(reply.data),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(ProposeError::NoLeader),
+            Err(e) => Err(ProposeError::Stopped(e.to_string())),
+        }
+    }
+}
+
+/// One member of the group. Clones share everything.
+#[derive(Clone)]
+pub struct Group {
+    raft: Raft,
+    guard: VoteGuard,
+    peers: Peers,
+    roster: Arc<Roster>,
+    log: LogStore,
+    vouch: Vouch,
+    machine: Machine,
+    role: watch::Receiver<Role>,
+    clock: Arc<dyn Clock>,
+    tasks: TaskTracker,
+}
+
+impl Group {
+    /// Starts this member on its disk. It votes for nobody before `boot_refusal` is over.
+    ///
+    /// # Errors
+    /// If the disk cannot be read, or holds something that does not fit.
+    pub async fn start(parts: Parts) -> anyhow::Result<Group> {
+        let Parts { roster, disk, boot_refusal, dialer, clock, tasks } = parts;
+        let contents = disk.contents()?;
+        let voted = contents.vote.map(|v| types::ballot(&load_vote(v))).unwrap_or_default();
+        let refusal = roster.site.timing.refusal();
+        let guard = VoteGuard::new(clock.clone(), refusal, boot_refusal, voted);
+        let log = LogStore::new(disk.clone(), &contents, guard.clone())?;
+        let machine = Machine::new(disk, &contents, guard.clone(), Record::new(&roster.site))?;
+        let peers = Peers::new(&roster, &dialer)?;
+        let me = roster.me.node_id();
+        let config = Arc::new(types::config(roster.site.id.as_str()));
+        let raft = Raft::new(me.0, config, peers.clone(), log.clone(), machine.clone())
+            .await
+            .map_err(|e| io::Error::other(e.to_string()))?;
+        let role = follow(&raft, &machine, me, &tasks);
+        let vouch = Vouch::default();
+        Ok(Group { raft, guard, peers, roster, log, vouch, machine, role, clock, tasks })
+    }
+
+    /// Answers the other members until `stop`.
+    ///
+    /// # Errors
+    /// What the transport reported.
+    pub async fn serve(
+        &self,
+        incoming: Incoming,
+        stop: CancellationToken,
+    ) -> Result<(), tonic::transport::Error> {
+        let service = Service {
+            roster: self.roster.clone(),
+            raft: self.raft.clone(),
+            log: self.log.clone(),
+            guard: self.guard.clone(),
+            vouch: self.vouch.clone(),
+            proposer: Proposer(self.raft.clone()),
+            clock: self.clock.clone(),
+            tasks: self.tasks.clone(),
+        };
+        Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(2)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(2)))
+            .max_concurrent_streams(64)
+            .max_frame_size(Some(64 << 10))
+            .initial_stream_window_size(Some(u32::try_from(MESSAGE_MAX).unwrap_or(u32::MAX)))
+            .add_service(service.into_server())
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+            .await
+    }
+
+    /// Spawns a task that leaving waits for.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// Who is who, and when they were heard.
+    pub fn roster(&self) -> &Arc<Roster> {
+        &self.roster
+    }
+
+    /// The guard that votes pass.
+    pub fn guard(&self) -> &VoteGuard {
+        &self.guard
+    }
+
+    /// Where this member stands, now and on every change.
+    pub fn role(&self) -> watch::Receiver<Role> {
+        self.role.clone()
+    }
+
+    /// The record, now and on every change.
+    pub fn record(&self) -> watch::Receiver<Applied> {
+        self.machine.watch()
+    }
+
+    /// What the owner last said of its lease, lapsed or not.
+    pub fn vouched(&self) -> Option<Vouched> {
+        self.vouch.read()
+    }
+
+    /// Has the site execute a command: here, or by the leader. Waits at most `limit`.
+    ///
+    /// # Errors
+    /// [`ProposeError`].
+    pub async fn propose(&self, command: Command, limit: Duration) -> Result<Outcome, ProposeError> {
+        let work = async {
+            match Proposer(self.raft.clone()).propose_here(command.clone()).await {
+                Err(ProposeError::NoLeader) => self.forward(&command, limit).await,
+                other => other,
+            }
+        };
+        tokio::time::timeout(limit, work).await.unwrap_or(Err(ProposeError::NoAnswer))
+    }
+
+    async fn forward(&self, command: &Command, limit: Duration) -> Result<Outcome, ProposeError> {
+        let leader = self.role.borrow().ballot.node;
+        let peer = self.peers.get(leader).ok_or(ProposeError::NoLeader)?;
+        let json = serde_json::to_vec(command).map_err(|e| ProposeError::Refused(e.to_string()))?;
+        let reply = peer
+            .propose(proto::ProposeRequest { command: json.into() }, limit)
+            .await
+            .map_err(|status| ProposeError::Refused(status.message().to_owned()))?;
+        serde_json::from_slice(&reply.outcome).map_err(|e| ProposeError::Refused(e.to_string()))
+    }
+
+    /// Asks every voter, this member included, for a promise. Answers arrive in `answers`, each at its own time; what
+    /// does not arrive within the hold time never does. Returns at once.
+    pub fn renew(
+        &self,
+        question: Question,
+        echoes: &BTreeMap<NodeId, Moment>,
+        answers: &mpsc::UnboundedSender<Renewed>,
+    ) {
+        let Question { ballot, epoch, asked, act_until, applied } = question;
+        let refusal = self.roster.site.timing.refusal();
+        let limit = self.roster.site.timing.hold();
+        let own = Renewed {
+            node: self.roster.me.node_id(),
+            ballot,
+            epoch,
+            asked,
+            promised: self.guard.promise(ballot, epoch, refusal).map_err(|e| e.to_string()),
+            echo: Moment::default(),
+            applied,
+        };
+        // The loop that listens may have ended; then nobody needs the answer.
+        let _ = answers.send(own);
+        for (node, peer) in self.peers.iter() {
+            let message = proto::RenewRequest {
+                ballot: Some(proto::Ballot { term: ballot.term, node: ballot.node.0, committed: true }),
+                epoch: epoch.get(),
+                incarnation: self.roster.incarnation.0,
+                refusal_us: micros(refusal),
+                committed_index: applied,
+                lease_left_us: act_until.map_or(0, |until| micros(until.since(self.clock.now()))),
+                echo_ns: echoes.get(&node).map_or(0, |m| m.as_nanos()),
+            };
+            let (peer, answers) = (peer.clone(), answers.clone());
+            self.tasks.spawn(async move {
+                let reply = match peer.renew(message, limit).await {
+                    Ok(reply) => reply,
+                    Err(_) => return,
+                };
+                let promised = if reply.promised { Ok(()) } else { Err(reply.reason) };
+                let echo = Moment::from_nanos(reply.echo_ns);
+                let answer =
+                    Renewed { node, ballot, epoch, asked, promised, echo, applied: reply.applied_index };
+                let _ = answers.send(answer);
+            });
+        }
+    }
+
+    /// Brings followers that missed the last commit up to date.
+    pub async fn nudge(&self) {
+        // An error means that Raft has stopped, which the role says already.
+        let _ = self.raft.trigger().heartbeat().await;
+    }
+
+    /// Asks a member how it is. The answer is kept on the roster.
+    pub async fn greet(&self, node: NodeId, limit: Duration) -> bool {
+        match self.peers.get(node) {
+            Some(peer) => peer.greet(limit).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Campaigns once: own guard, pre-vote, vote. Cancel-safe: whatever was begun is finished by itself.
+    pub async fn campaign(&self) -> Campaign {
+        if let Err(refusal) = self.guard.may_vote() {
+            return lost(&refusal);
+        }
+        if let Err(lost) = self.pre_vote().await {
+            return lost;
+        }
+        // From the ticket on nothing is promised to anybody, until Raft has put our own ballot above theirs.
+        let ticket = match self.guard.begin_vote(None) {
+            Ok(ticket) => ticket,
+            Err(refusal) => return lost(&refusal),
+        };
+        let raft = self.raft.clone();
+        let begun = self.tasks.spawn(async move {
+            let triggered = raft.trigger().elect().await;
+            // Answered behind the election in the same queue: by then the ballot is observed.
+            let term = raft.with_raft_state(|state| state.vote_ref().leader_id.term).await;
+            drop(ticket);
+            triggered.and(term)
+        });
+        let term = match begun.await {
+            Ok(Ok(term)) => term,
+            Ok(Err(e)) => return Campaign::Lost { wait: VOTE_LIMIT, reason: e.to_string() },
+            Err(e) => return Campaign::Lost { wait: VOTE_LIMIT, reason: e.to_string() },
+        };
+        self.await_election(term).await
+    }
+
+    async fn await_election(&self, term: u64) -> Campaign {
+        let mut role = self.role.clone();
+        let mut rejections = self.peers.rejections();
+        let voters = self.roster.site.members.len();
+        let bearable = voters - self.roster.site.quorum();
+        let me = self.roster.me.node_id();
+        let work = async {
+            loop {
+                {
+                    let role = role.borrow_and_update();
+                    if role.standing != Standing::Follower {
+                        return Campaign::Won;
+                    }
+                    if role.ballot > (Ballot { term, node: me }) {
+                        let reason = format!("{} was faster", role.ballot);
+                        return Campaign::Lost { wait: Duration::ZERO, reason };
+                    }
+                }
+                {
+                    let (of, count, why) = &*rejections.borrow_and_update();
+                    if *of == term && *count > bearable {
+                        return Campaign::Lost { wait: Duration::ZERO, reason: why.clone() };
+                    }
+                }
+                tokio::select! {
+                    changed = role.changed() => if changed.is_err() { break },
+                    changed = rejections.changed() => if changed.is_err() { break },
+                }
+            }
+            Campaign::Lost { wait: VOTE_LIMIT, reason: "consensus has stopped".into() }
+        };
+        let late = Campaign::Lost { wait: Duration::ZERO, reason: "no majority answered in time".into() };
+        tokio::time::timeout(VOTE_LIMIT, work).await.unwrap_or(late)
+    }
+
+    /// Would a majority vote for this member? Asks everybody at once and returns with the deciding answer.
+    async fn pre_vote(&self) -> Result<(), Campaign> {
+        let site = &self.roster.site;
+        let needed = site.quorum() - 1;
+        let limit = site.timing.hold() / 2;
+        let me = self.roster.me.node_id();
+        let last: Option<LogId> = self.log.last_log_id();
+        let message = proto::VoteRequest {
+            ballot: Some(proto::Ballot { term: self.guard.highest().term + 1, node: me.0, committed: false }),
+            last_log_id: last.as_ref().map(wire::put_log_id),
+        };
+        let (sender, mut answers) = mpsc::unbounded_channel();
+        for (_, peer) in self.peers.iter() {
+            let (peer, message, sender) = (peer.clone(), message.clone(), sender.clone());
+            self.tasks.spawn(async move {
+                let _ = sender.send(peer.pre_vote(message, limit).await);
+            });
+        }
+        drop(sender);
+        let (mut yes, mut waits, mut reasons) = (0, Vec::new(), Vec::new());
+        while yes < needed {
+            match answers.recv().await {
+                None => {
+                    // The majority becomes possible when enough of those who refuse for a time have had it.
+                    waits.sort_unstable();
+                    let wait = waits.get(needed - yes - 1).copied().unwrap_or(Duration::ZERO);
+                    let reason =
+                        if reasons.is_empty() { "nobody answered".into() } else { reasons.join("; ") };
+                    return Err(Campaign::Lost { wait, reason });
+                }
+                Some(Ok(reply)) if reply.would_grant => yes += 1,
+                Some(Ok(reply)) => {
+                    waits.push(Duration::from_micros(reply.wait_us));
+                    reasons.push(reply.reason);
+                }
+                Some(Err(_)) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops Raft. Calls after this fail.
+    pub async fn shutdown(&self) {
+        if let Err(e) = self.raft.shutdown().await {
+            tracing::warn!("consensus did not stop cleanly: {e}");
+        }
+    }
+}
+
+fn lost(refusal: &VoteRefusal) -> Campaign {
+    Campaign::Lost { wait: refusal.left().unwrap_or_default(), reason: refusal.to_string() }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Turns openraft's metrics and the applied record into a [`Role`].
+fn follow(raft: &Raft, machine: &Machine, me: NodeId, tasks: &TaskTracker) -> watch::Receiver<Role> {
+    let mut metrics = raft.metrics();
+    let mut applied = machine.watch();
+    let read = move |metrics: &types::Metrics, applied: &Applied| {
+        let ballot = types::ballot(&metrics.vote);
+        let leads = metrics.state == ServerState::Leader && metrics.vote.committed && ballot.node == me;
+        let standing = match (leads, applied.by == (ballot.term, me.0)) {
+            (false, _) => Standing::Follower,
+            (true, false) => Standing::NewLeader,
+            (true, true) => Standing::Leader,
+        };
+        let voters = metrics.membership_config.membership().get_joint_config();
+        Role {
+            standing,
+            ballot,
+            voters: voters.iter().map(|set| set.iter().map(|id| NodeId(*id)).collect()).collect(),
+            applied: applied.index.unwrap_or(0),
+            fatal: metrics.running_state.as_ref().err().map(ToString::to_string),
+        }
+    };
+    let (sender, receiver) = watch::channel(read(&metrics.borrow(), &applied.borrow()));
+    tasks.spawn(async move {
+        loop {
+            let ended = tokio::select! {
+                changed = metrics.changed() => changed.is_err(),
+                changed = applied.changed() => changed.is_err(),
+                () = sender.closed() => return,
+            };
+            let fresh = read(&metrics.borrow_and_update(), &applied.borrow_and_update());
+            sender.send_if_modified(|role| {
+                let changed = *role != fresh;
+                *role = fresh;
+                changed
+            });
+            if ended {
+                return;
+            }
+        }
+    });
+    receiver
+}

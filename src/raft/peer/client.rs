@@ -1,0 +1,325 @@
+//! Calls to the other members: one kept connection per peer, a deadline on every call.
+//!
+//! The connection is opened when it is first needed and again after it broke. HTTP/2 pings notice a peer that vanished
+//! without closing (power loss), so that a dead connection is replaced within two seconds.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use openraft::{
+    error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable},
+    network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory},
+    raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
+};
+use tokio::sync::watch;
+use tonic::{
+    Request, Status,
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint, Uri},
+};
+
+use super::{Roster, transport::DialerHandle};
+use crate::{
+    id::NodeId,
+    raft::{
+        types::{Device, Snapshot, Types, Vote},
+        wire::{self, proto},
+    },
+};
+
+/// Within which a vote must be answered: two disks have to write in that time.
+pub(crate) const VOTE_LIMIT: Duration = Duration::from_secs(5);
+/// Within which an append must be answered: the follower's disk has to write in that time.
+pub(crate) const APPEND_LIMIT: Duration = Duration::from_secs(5);
+/// Within which a snapshot must be answered.
+pub(crate) const SNAPSHOT_LIMIT: Duration = Duration::from_secs(20);
+/// The largest message between members. A record with full history is some 30 kB.
+pub(crate) const MESSAGE_MAX: usize = 4 << 20;
+
+/// Says who is calling, on every call.
+#[derive(Debug, Clone)]
+pub(crate) struct Introduction {
+    site: AsciiMetadataValue,
+    device: AsciiMetadataValue,
+    digest: AsciiMetadataValue,
+}
+
+impl Introduction {
+    fn new(roster: &Roster) -> Result<Introduction, tonic::metadata::errors::InvalidMetadataValue> {
+        Ok(Introduction {
+            site: roster.site.id.as_str().parse()?,
+            device: roster.me.as_str().parse()?,
+            digest: format!("{:016x}", roster.site.digest()).parse()?,
+        })
+    }
+}
+
+impl Interceptor for Introduction {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let metadata = request.metadata_mut();
+        metadata.insert("quorate-site", self.site.clone());
+        metadata.insert("quorate-device", self.device.clone());
+        metadata.insert("quorate-digest", self.digest.clone());
+        Ok(request)
+    }
+}
+
+type Stub = proto::peer_client::PeerClient<InterceptedService<Channel, Introduction>>;
+
+/// The way to one other member. Clones share the connection.
+#[derive(Clone)]
+pub(crate) struct Peer {
+    node: NodeId,
+    stub: Stub,
+    roster: Arc<Roster>,
+}
+
+macro_rules! call {
+    ($peer:expr, $method:ident, $message:expr, $limit:expr) => {{
+        let peer: &Peer = $peer;
+        let mut stub = peer.stub.clone();
+        let asked = peer.roster.clock.now();
+        let answer = tokio::time::timeout($limit, stub.$method($message)).await;
+        let result = match answer {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(status),
+            Err(_) => Err(Status::deadline_exceeded("no answer in time")),
+        };
+        peer.roster.answered(peer.node, asked, result.as_ref().map(|_| ()).map_err(describe));
+        result
+    }};
+}
+
+impl Peer {
+    pub(crate) async fn vote(&self, message: proto::VoteRequest) -> Result<proto::VoteReply, Status> {
+        call!(self, vote, message, VOTE_LIMIT)
+    }
+
+    pub(crate) async fn pre_vote(
+        &self,
+        message: proto::VoteRequest,
+        limit: Duration,
+    ) -> Result<proto::PreVoteReply, Status> {
+        call!(self, pre_vote, message, limit)
+    }
+
+    pub(crate) async fn append(&self, message: proto::AppendRequest) -> Result<proto::AppendReply, Status> {
+        call!(self, append, message, APPEND_LIMIT)
+    }
+
+    pub(crate) async fn snapshot(
+        &self,
+        message: proto::SnapshotRequest,
+    ) -> Result<proto::SnapshotReply, Status> {
+        call!(self, snapshot, message, SNAPSHOT_LIMIT)
+    }
+
+    pub(crate) async fn renew(
+        &self,
+        message: proto::RenewRequest,
+        limit: Duration,
+    ) -> Result<proto::RenewReply, Status> {
+        let reply = call!(self, renew, message, limit)?;
+        self.roster.heard(self.node, reply.health.clone());
+        Ok(reply)
+    }
+
+    pub(crate) async fn propose(
+        &self,
+        message: proto::ProposeRequest,
+        limit: Duration,
+    ) -> Result<proto::ProposeReply, Status> {
+        call!(self, propose, message, limit)
+    }
+
+    pub(crate) async fn greet(&self, limit: Duration) -> Result<proto::GreetReply, Status> {
+        let message = proto::GreetRequest { health: Some(self.roster.health()) };
+        let reply = call!(self, greet, message, limit)?;
+        self.roster.heard(self.node, reply.health.clone());
+        Ok(reply)
+    }
+}
+
+/// A status as one readable line.
+fn describe(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    if text.is_empty() {
+        text = status.code().description().to_owned();
+    }
+    let mut source = std::error::Error::source(status);
+    while let Some(deeper) = source {
+        let line = deeper.to_string();
+        if !text.contains(&line) {
+            text = format!("{text}: {line}");
+        }
+        source = deeper.source();
+    }
+    text
+}
+
+/// How many members refused or did not answer in an election: its term, their number, the last reason.
+pub(crate) type Rejections = (u64, usize, String);
+
+/// The ways to all other members.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    peers: Arc<BTreeMap<NodeId, Peer>>,
+    rejections: Arc<watch::Sender<Rejections>>,
+}
+
+impl Peers {
+    /// Prepares a connection to every other member. Nothing is dialled yet.
+    pub(crate) fn new(roster: &Arc<Roster>, dialer: &DialerHandle) -> anyhow::Result<Peers> {
+        let introduction = Introduction::new(roster)?;
+        let mut peers = BTreeMap::new();
+        for member in roster.site.members.iter().filter(|m| m.device != roster.me) {
+            let endpoint = Endpoint::from_shared(format!("http://{}", member.address))?
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(Duration::from_secs(1))
+                .keep_alive_timeout(Duration::from_secs(1))
+                .keep_alive_while_idle(true);
+            let (dialer, address) = (dialer.clone(), member.address.clone());
+            let connector = tower::service_fn(move |_: Uri| {
+                let dialled = dialer.dial(address.clone());
+                async move { dialled.await.map(hyper_util::rt::TokioIo::new) }
+            });
+            let channel = endpoint.connect_with_connector_lazy(connector);
+            let stub = proto::peer_client::PeerClient::with_interceptor(channel, introduction.clone())
+                .max_decoding_message_size(MESSAGE_MAX)
+                .max_encoding_message_size(MESSAGE_MAX);
+            let node = member.node_id();
+            peers.insert(node, Peer { node, stub, roster: roster.clone() });
+        }
+        Ok(Peers { peers: Arc::new(peers), rejections: Arc::new(watch::Sender::default()) })
+    }
+
+    /// The way to one member; `None` for this one and for strangers.
+    pub(crate) fn get(&self, node: NodeId) -> Option<&Peer> {
+        self.peers.get(&node)
+    }
+
+    /// The rejections of the newest election that this member began.
+    pub(crate) fn rejections(&self) -> watch::Receiver<Rejections> {
+        self.rejections.subscribe()
+    }
+
+    /// All other members.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, &Peer)> {
+        self.peers.iter().map(|(node, peer)| (*node, peer))
+    }
+}
+
+impl RaftNetworkFactory<Types> for Peers {
+    type Network = Network;
+
+    async fn new_client(&mut self, target: u64, _device: &Device) -> Network {
+        Network { peer: self.get(NodeId(target)).cloned(), rejections: self.rejections.clone() }
+    }
+}
+
+/// One member as openraft calls it.
+pub(crate) struct Network {
+    peer: Option<Peer>,
+    rejections: Arc<watch::Sender<Rejections>>,
+}
+
+impl Network {
+    fn peer(&self) -> Result<&Peer, Unreachable> {
+        self.peer
+            .as_ref()
+            .ok_or_else(|| Unreachable::new(&std::io::Error::other("not a member of this site")))
+    }
+
+    fn rejected(&self, term: u64, why: String) {
+        self.rejections.send_modify(|(of, count, last)| {
+            *count = if *of == term { *count + 1 } else { 1 };
+            *of = term;
+            *last = why;
+        });
+    }
+}
+
+/// Every failure looks the same to openraft: not reachable now, try again after a pause.
+fn unreachable(error: &(impl std::error::Error + 'static)) -> Unreachable {
+    Unreachable::new(error)
+}
+
+type CallError = RPCError<u64, Device, RaftError<u64>>;
+
+impl RaftNetwork<Types> for Network {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<u64>, CallError> {
+        use proto::append_reply::Outcome;
+        let entries = request.entries.iter().map(wire::put_entry).collect::<Result<Vec<_>, _>>();
+        let message = proto::AppendRequest {
+            ballot: Some(wire::put_vote(&request.vote)),
+            prev: request.prev_log_id.as_ref().map(wire::put_log_id),
+            committed: request.leader_commit.as_ref().map(wire::put_log_id),
+            entries: entries.map_err(|e| unreachable(&e))?,
+        };
+        let reply = self.peer()?.append(message).await.map_err(|e| unreachable(&e))?;
+        Ok(match reply.outcome {
+            Some(Outcome::Success(_)) => AppendEntriesResponse::Success,
+            Some(Outcome::Partial(id)) => {
+                AppendEntriesResponse::PartialSuccess((!reply.partial_none).then(|| wire::take_log_id(id)))
+            }
+            Some(Outcome::Conflict(_)) => AppendEntriesResponse::Conflict,
+            Some(Outcome::Higher(ballot)) => {
+                AppendEntriesResponse::HigherVote(wire::take_vote(Some(ballot)).map_err(|e| unreachable(&e))?)
+            }
+            None => return Err(unreachable(&wire::Error::Missing("outcome")).into()),
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<u64>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<u64>, CallError> {
+        let message = proto::VoteRequest {
+            ballot: Some(wire::put_vote(&request.vote)),
+            last_log_id: request.last_log_id.as_ref().map(wire::put_log_id),
+        };
+        let term = request.vote.leader_id.term;
+        let reply = match self.peer()?.vote(message).await {
+            Ok(reply) => reply,
+            Err(status) => {
+                self.rejected(term, describe(&status));
+                return Err(unreachable(&status).into());
+            }
+        };
+        let vote = wire::take_vote(reply.ballot).map_err(|e| unreachable(&e))?;
+        if !reply.granted {
+            self.rejected(term, format!("refused: the voter is at {vote}"));
+        }
+        Ok(VoteResponse {
+            vote,
+            vote_granted: reply.granted,
+            last_log_id: reply.last_log_id.map(wire::take_log_id),
+        })
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        _cancel: impl Future<Output = ReplicationClosed> + openraft::OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<u64>, StreamingError<Types, Fatal<u64>>> {
+        let message = proto::SnapshotRequest {
+            ballot: Some(wire::put_vote(&vote)),
+            meta: Some(wire::put_snapshot_meta(&snapshot.meta)),
+            data: (*snapshot.snapshot).into(),
+        };
+        let reply = self.peer()?.snapshot(message).await.map_err(|e| unreachable(&e))?;
+        Ok(SnapshotResponse { vote: wire::take_vote(reply.ballot).map_err(|e| unreachable(&e))? })
+    }
+
+    fn backoff(&self) -> Backoff {
+        let pauses = [20, 50, 100, 200].into_iter().chain(std::iter::repeat(500));
+        Backoff::new(pauses.map(Duration::from_millis))
+    }
+}

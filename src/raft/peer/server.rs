@@ -1,0 +1,215 @@
+//! Answers to the other members. Who does not belong here is refused first; votes pass the vote guard; promises and
+//! pre-votes are answered from memory.
+
+use std::{sync::Arc, time::Duration};
+
+use openraft::{
+    error::RaftError,
+    raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest},
+};
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status};
+
+use super::{Roster, client::MESSAGE_MAX, transport};
+use crate::{
+    clock::{Clock, Moment},
+    epoch::Epoch,
+    id::{DeviceId, NodeId},
+    ownership::command::Command,
+    raft::{
+        Proposer,
+        log::LogStore,
+        types::{Raft, Snapshot, ballot},
+        vote_guard::{Ballot, VoteGuard, VoteRefusal},
+        vouch::Vouch,
+        wire::{self, proto},
+    },
+};
+
+/// The gRPC service. Clones share everything.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) roster: Arc<Roster>,
+    pub(crate) raft: Raft,
+    pub(crate) log: LogStore,
+    pub(crate) guard: VoteGuard,
+    pub(crate) vouch: Vouch,
+    pub(crate) proposer: Proposer,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Service {
+    /// The service as tonic serves it.
+    pub(crate) fn into_server(self) -> proto::peer_server::PeerServer<Service> {
+        proto::peer_server::PeerServer::new(self)
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX)
+    }
+
+    /// Checks that the caller belongs here, and says which member it is.
+    fn caller<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+        let said = |key| request.metadata().get(key).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let (site, device, digest) = (said("quorate-site"), said("quorate-device"), said("quorate-digest"));
+        let own = &self.roster.site;
+        let known = DeviceId::new(device).ok().and_then(|d| own.member(&d).map(|m| m.node_id()));
+        let reason = match known {
+            _ if site.is_empty() && device.is_empty() => {
+                "it does not introduce itself as a sidecar".to_owned()
+            }
+            _ if site != own.id.as_str() => format!("it belongs to site {site:?}, this is site {}", own.id),
+            None => format!("{device:?} is not in the member list of this site"),
+            Some(_) if device == self.roster.me.as_str() => {
+                format!("it calls itself {device}, which is this device")
+            }
+            Some(_) if digest != format!("{:016x}", own.digest()) => {
+                format!("{device} was given another member list or other timing")
+            }
+            Some(node) => {
+                self.roster.heard(node, None);
+                return Ok(node);
+            }
+        };
+        let from = request.extensions().get::<transport::From>().map_or("unknown", |f| f.0.as_str());
+        self.roster.refused(device, from, reason.clone());
+        Err(Status::failed_precondition(format!("refused by {}: {reason}", self.roster.me)))
+    }
+}
+
+/// A refusal by the guard, as the candidate reads it.
+fn refused(refusal: VoteRefusal) -> Status {
+    Status::aborted(refusal.to_string())
+}
+
+fn failed(error: &RaftError<u64>) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl proto::peer_server::Peer for Service {
+    async fn vote(&self, request: Request<proto::VoteRequest>) -> Answer<proto::VoteReply> {
+        self.caller(&request)?;
+        let message = request.into_inner();
+        let vote = wire::take_vote(message.ballot)?;
+        let ticket = self.guard.begin_vote(Some(ballot(&vote))).map_err(refused)?;
+        let request = VoteRequest { vote, last_log_id: message.last_log_id.map(wire::take_log_id) };
+        // On a task of its own: the ticket must live until Raft has decided, even if the candidate hangs up.
+        let raft = self.raft.clone();
+        let decided = self.tasks.spawn(async move {
+            let reply = raft.vote(request).await;
+            drop(ticket);
+            reply
+        });
+        let reply = decided.await.map_err(|e| Status::internal(e.to_string()))?.map_err(|e| failed(&e))?;
+        Ok(Response::new(proto::VoteReply {
+            ballot: Some(wire::put_vote(&reply.vote)),
+            granted: reply.vote_granted,
+            last_log_id: reply.last_log_id.as_ref().map(wire::put_log_id),
+        }))
+    }
+
+    async fn pre_vote(&self, request: Request<proto::VoteRequest>) -> Answer<proto::PreVoteReply> {
+        self.caller(&request)?;
+        let message = request.into_inner();
+        let theirs = message.last_log_id.map(wire::take_log_id);
+        let reply = match self.guard.may_vote() {
+            Err(refusal) => proto::PreVoteReply {
+                would_grant: false,
+                reason: refusal.to_string(),
+                wait_us: refusal.left().map_or(0, micros),
+            },
+            Ok(()) if theirs < self.log.last_log_id() => proto::PreVoteReply {
+                would_grant: false,
+                reason: "its log is older than this member's".into(),
+                wait_us: 0,
+            },
+            Ok(()) => proto::PreVoteReply { would_grant: true, ..Default::default() },
+        };
+        Ok(Response::new(reply))
+    }
+
+    async fn append(&self, request: Request<proto::AppendRequest>) -> Answer<proto::AppendReply> {
+        use proto::append_reply::Outcome;
+        self.caller(&request)?;
+        let message = request.into_inner();
+        let entries = message.entries.into_iter().map(wire::take_entry).collect::<Result<Vec<_>, _>>()?;
+        let request = AppendEntriesRequest {
+            vote: wire::take_vote(message.ballot)?,
+            prev_log_id: message.prev.map(wire::take_log_id),
+            leader_commit: message.committed.map(wire::take_log_id),
+            entries,
+        };
+        let reply = self.raft.append_entries(request).await.map_err(|e| failed(&e))?;
+        let (outcome, partial_none) = match reply {
+            AppendEntriesResponse::Success => (Outcome::Success(true), false),
+            AppendEntriesResponse::PartialSuccess(Some(id)) => {
+                (Outcome::Partial(wire::put_log_id(&id)), false)
+            }
+            AppendEntriesResponse::PartialSuccess(None) => (Outcome::Partial(proto::LogId::default()), true),
+            AppendEntriesResponse::Conflict => (Outcome::Conflict(true), false),
+            AppendEntriesResponse::HigherVote(vote) => (Outcome::Higher(wire::put_vote(&vote)), false),
+        };
+        Ok(Response::new(proto::AppendReply { outcome: Some(outcome), partial_none }))
+    }
+
+    async fn snapshot(&self, request: Request<proto::SnapshotRequest>) -> Answer<proto::SnapshotReply> {
+        self.caller(&request)?;
+        let message = request.into_inner();
+        let vote = wire::take_vote(message.ballot)?;
+        let meta = wire::take_snapshot_meta(message.meta)?;
+        let snapshot = Snapshot { meta, snapshot: Box::new(message.data.to_vec()) };
+        let reply = self
+            .raft
+            .install_full_snapshot(vote, snapshot)
+            .await
+            .map_err(|e| Status::unavailable(e.to_string()))?;
+        Ok(Response::new(proto::SnapshotReply { ballot: Some(wire::put_vote(&reply.vote)) }))
+    }
+
+    async fn renew(&self, request: Request<proto::RenewRequest>) -> Answer<proto::RenewReply> {
+        let caller = self.caller(&request)?;
+        let message = request.into_inner();
+        let from = message.ballot.ok_or(wire::Error::Missing("ballot"))?;
+        if from.node != caller.0 {
+            return Err(Status::invalid_argument("the ballot is not the caller's"));
+        }
+        let epoch =
+            Epoch::new(message.epoch).ok_or_else(|| Status::invalid_argument("the epoch is out of range"))?;
+        let ballot = Ballot { term: from.term, node: caller };
+        let promised = self.guard.promise(ballot, epoch, Duration::from_micros(message.refusal_us));
+        if promised.is_ok() {
+            let asked = Moment::from_nanos(message.echo_ns);
+            self.vouch.heard(caller, epoch, asked, Duration::from_micros(message.lease_left_us));
+        }
+        let applied = self.raft.metrics().borrow().last_applied.map_or(0, |id| id.index);
+        Ok(Response::new(proto::RenewReply {
+            promised: promised.is_ok(),
+            reason: promised.err().map(|e| e.to_string()).unwrap_or_default(),
+            applied_index: applied,
+            health: Some(self.roster.health()),
+            echo_ns: self.clock.now().as_nanos(),
+        }))
+    }
+
+    async fn propose(&self, request: Request<proto::ProposeRequest>) -> Answer<proto::ProposeReply> {
+        self.caller(&request)?;
+        let command: Command = serde_json::from_slice(&request.into_inner().command)
+            .map_err(|e| Status::invalid_argument(format!("not a command: {e}")))?;
+        let outcome =
+            self.proposer.propose_here(command).await.map_err(|e| Status::unavailable(e.to_string()))?;
+        let outcome = serde_json::to_vec(&outcome).map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(proto::ProposeReply { outcome: outcome.into() }))
+    }
+
+    async fn greet(&self, request: Request<proto::GreetRequest>) -> Answer<proto::GreetReply> {
+        let caller = self.caller(&request)?;
+        self.roster.heard(caller, request.into_inner().health);
+        Ok(Response::new(proto::GreetReply { health: Some(self.roster.health()), following: None }))
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,7 @@
+//! The loops: each observes, decides, acts. None imports another; they meet through watch channels that `node/` hands
+//! out (only the lease's type is shared).
+
+pub mod candidacy;
+pub mod contact;
+pub mod lease;
+pub mod ownership;

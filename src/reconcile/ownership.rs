@@ -1,0 +1,266 @@
+//! Observe, decide, act: the loop that makes [`decide`]'s decisions true on this device.
+//!
+//! It alone starts and stops the workload and proposes claims and receipts, one thing at a time. Whatever happens
+//! outside only sets facts; this loop looks at all of them together, at its own pace. It tells the vote guard that the
+//! workload runs before it is started, and that it does not only after its end is confirmed.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::lease::Held;
+use crate::{
+    clock::{Clock, Moment, sleep_until},
+    epoch::Epoch,
+    id::DeviceId,
+    ownership::{
+        command::{Claim, Command, Outcome, StopReceipt},
+        decide::{Action, Decision, Reason, decide},
+        view::{Running, Unfit, View},
+    },
+    raft::{Group, ProposeError},
+    workload::{self, Grant, Observed},
+};
+
+/// The last decision, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// Its reason.
+    pub reason: Reason,
+    /// When it was first made, by the wall clock.
+    pub unix_ms: u64,
+}
+
+/// The loop and what it needs.
+pub struct OwnershipLoop {
+    /// The group.
+    pub group: Group,
+    /// The workload.
+    pub workload: workload::Handle,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// The lease.
+    pub held: watch::Receiver<Option<Held>>,
+    /// Why this device must not own, if so.
+    pub unfit: watch::Receiver<Option<Unfit>>,
+    /// Where decisions are published.
+    pub decided: watch::Sender<Option<Decided>>,
+    /// Where the last error of starting the workload is published; empty if there is none.
+    pub trouble: watch::Sender<String>,
+}
+
+/// How long a claim or receipt may take: a quorum's disks have to write in that time.
+const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
+/// The first pause after the workload could not be started.
+const START_PAUSE: Duration = Duration::from_millis(200);
+/// The longest such pause.
+const START_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+#[derive(Default)]
+struct Memory {
+    /// The receipt seen last, and until when its successor goes first.
+    release: Option<(Epoch, Moment)>,
+    /// After a failed start: when to try again, and the pause.
+    start_again: Option<(Moment, Duration)>,
+}
+
+impl OwnershipLoop {
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut role = self.group.role();
+        let mut record = self.group.record();
+        let mut observed = self.workload.observe();
+        let (mut held, mut unfit) = (self.held.clone(), self.unfit.clone());
+        let mut memory = Memory::default();
+        loop {
+            let decision = {
+                let now = self.clock.now();
+                let applied = record.borrow_and_update().clone();
+                let seen = observed.borrow_and_update().clone();
+                let unfit = unfit.borrow_and_update().clone();
+                if seen == Observed::Stopped {
+                    self.group.guard().workload(false);
+                }
+                let roster = self.group.roster();
+                let successor = self.best_other(now);
+                decide(&View {
+                    now,
+                    me: &roster.me,
+                    incarnation: roster.incarnation,
+                    standing: role.borrow_and_update().standing,
+                    record: &applied.record,
+                    lease: held.borrow_and_update().map(|h| (h.epoch, h.until)),
+                    running: running(&seen),
+                    unfit: unfit.as_ref(),
+                    successor: successor.as_ref(),
+                    successor_until: self.successor_until(&applied.record.released, now, &mut memory),
+                })
+            };
+            self.publish(&decision);
+            let wake = self.act(&decision, &mut memory).await;
+            let sleep = async {
+                match wake {
+                    Wake::Now => {}
+                    Wake::At(moment) => sleep_until(self.clock.as_ref(), moment).await,
+                    Wake::OnChange => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep => {}
+                Ok(()) = role.changed() => {}
+                Ok(()) = record.changed() => {}
+                Ok(()) = observed.changed() => {}
+                Ok(()) = held.changed() => {}
+                Ok(()) = unfit.changed() => {}
+                else => return,
+            }
+        }
+    }
+
+    fn publish(&self, decision: &Decision) {
+        let reason = &decision.reason;
+        let fresh = self.decided.borrow().as_ref().is_none_or(|old| old.reason != *reason);
+        if fresh {
+            tracing::info!(reason = reason.name(), "{reason}");
+            let unix_ms = self.clock.wall_ms();
+            self.decided.send_replace(Some(Decided { reason: reason.clone(), unix_ms }));
+        }
+    }
+
+    async fn act(&self, decision: &Decision, memory: &mut Memory) -> Wake {
+        match &decision.action {
+            Action::Wait => match memory.release {
+                Some((_, until)) if until > self.clock.now() => Wake::At(until),
+                _ => Wake::OnChange,
+            },
+            Action::Claim { base } => {
+                let roster = self.group.roster();
+                let (device, incarnation) = (roster.me.clone(), roster.incarnation);
+                let at_unix_ms = self.clock.wall_ms();
+                self.propose(Command::Claim(Claim { device, incarnation, base: *base, at_unix_ms })).await
+            }
+            Action::Start { epoch, until } => self.start(*epoch, *until, memory).await,
+            Action::Extend { until } => {
+                memory.start_again = None;
+                self.workload.extend(*until);
+                Wake::At(*until)
+            }
+            Action::Stop => match self.workload.stop().await {
+                Ok(()) => Wake::OnChange,
+                Err(e) => {
+                    tracing::error!("the workload's end is not confirmed: {e}");
+                    Wake::At(self.clock.now() + START_PAUSE)
+                }
+            },
+            Action::Release { epoch, successor } => {
+                let roster = self.group.roster();
+                let receipt = StopReceipt {
+                    device: roster.me.clone(),
+                    incarnation: roster.incarnation,
+                    epoch: *epoch,
+                    successor: successor.clone(),
+                    reason: decision.reason.to_string(),
+                    at_unix_ms: self.clock.wall_ms(),
+                };
+                self.propose(Command::StopReceipt(receipt)).await
+            }
+        }
+    }
+
+    async fn start(&self, epoch: Epoch, until: Moment, memory: &mut Memory) -> Wake {
+        if let Some((again, _)) = memory.start_again
+            && again > self.clock.now()
+        {
+            return Wake::At(again);
+        }
+        self.group.guard().workload(true);
+        match self.workload.start(Grant { epoch, until }).await {
+            Ok(()) => {
+                self.trouble.send_replace(String::new());
+                Wake::OnChange
+            }
+            Err(workload::Error::Late) => Wake::OnChange,
+            Err(e) => {
+                tracing::error!(condition = "workload.cannot_start", "{e}");
+                self.trouble.send_replace(e.to_string());
+                let pause =
+                    memory.start_again.map_or(START_PAUSE, |(_, pause)| (pause * 2).min(START_PAUSE_MAX));
+                let again = self.clock.now() + pause;
+                memory.start_again = Some((again, pause));
+                Wake::At(again)
+            }
+        }
+    }
+
+    async fn propose(&self, command: Command) -> Wake {
+        match self.group.propose(command, PROPOSE_LIMIT).await {
+            // The record's watch fires, and with it the next decision.
+            Ok(Outcome::Done { .. }) => Wake::OnChange,
+            // The record has moved on meanwhile; look again.
+            Ok(outcome) => {
+                tracing::debug!(?outcome, "the record has moved on");
+                Wake::Now
+            }
+            Err(e @ (ProposeError::NoLeader | ProposeError::NoAnswer | ProposeError::Refused(_))) => {
+                tracing::debug!("not committed: {e}");
+                Wake::At(self.clock.now() + self.group.roster().site.timing.heartbeat())
+            }
+            Err(ProposeError::Stopped(_)) => Wake::OnChange,
+        }
+    }
+
+    /// The member to hand over to if this device has to give up: reachable and fit, the first by name.
+    fn best_other(&self, now: Moment) -> Option<DeviceId> {
+        let roster = self.group.roster();
+        let contacts = roster.contacts();
+        let mut fit: Vec<_> = roster
+            .site
+            .members
+            .iter()
+            .filter(|m| m.device != roster.me && m.role.may_own())
+            .filter(|m| contacts.get(&m.node_id()).is_some_and(|c| c.may_take_over(now, &roster.site.timing)))
+            .map(|m| m.device.clone())
+            .collect();
+        fit.sort_unstable();
+        fit.into_iter().next()
+    }
+
+    fn successor_until(
+        &self,
+        released: &Option<crate::ownership::record::Released>,
+        now: Moment,
+        memory: &mut Memory,
+    ) -> Option<Moment> {
+        let epoch = match released {
+            None => {
+                memory.release = None;
+                return None;
+            }
+            Some(released) => released.epoch,
+        };
+        match memory.release {
+            Some((seen, until)) if seen == epoch => Some(until),
+            _ => {
+                let until = now + self.group.roster().site.timing.handover_window();
+                memory.release = Some((epoch, until));
+                Some(until)
+            }
+        }
+    }
+}
+
+enum Wake {
+    Now,
+    At(Moment),
+    OnChange,
+}
+
+fn running(observed: &Observed) -> Running {
+    match observed {
+        Observed::Stopped => Running::Stopped,
+        Observed::Running { epoch, .. } | Observed::BackingOff { epoch, .. } => Running::Under(*epoch),
+        Observed::Stopping { .. } => Running::Stopping,
+    }
+}
