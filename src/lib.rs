@@ -19,3 +19,6 @@ pub mod workload;
 
 // Floor 3: loops.
 pub mod reconcile;
+
+// Floor 5: assembly.
+pub mod node;
