@@ -87,7 +87,8 @@ impl Node {
     /// # Errors
     /// If the disk holds something that does not fit.
     pub async fn start(site: Site, me: DeviceId, environment: Environment) -> anyhow::Result<Node> {
-        let Environment { clock, mut dice, incarnation, disk, boot_refusal, dialer, incoming, workload } = environment;
+        let Environment { clock, mut dice, incarnation, disk, boot_refusal, dialer, incoming, workload } =
+            environment;
         let tasks = TaskTracker::new();
         let (loops, serving) = (CancellationToken::new(), CancellationToken::new());
         let started = clock.now();
@@ -130,7 +131,8 @@ impl Node {
             serving,
             unfit,
         };
-        let lease = LeaseLoop { group: group.clone(), clock: clock.clone(), unfit: node.unfit.subscribe(), held };
+        let lease =
+            LeaseLoop { group: group.clone(), clock: clock.clone(), unfit: node.unfit.subscribe(), held };
         node.spawn(lease.run(node.loops.clone()));
         let candidacy = CandidacyLoop {
             group: group.clone(),

@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 
 use super::{
+    deference::{Deference, PATIENCE_MAX},
     log::{Disk, LogStore, load_vote},
     machine::{Applied, Machine},
     peer::{
@@ -163,6 +164,7 @@ pub struct Group {
     roster: Arc<Roster>,
     log: LogStore,
     vouch: Vouch,
+    deference: Deference,
     machine: Machine,
     role: watch::Receiver<Role>,
     clock: Arc<dyn Clock>,
@@ -180,7 +182,7 @@ impl Group {
         let voted = contents.vote.map(|v| types::ballot(&load_vote(v))).unwrap_or_default();
         let refusal = roster.site.timing.refusal();
         let guard = VoteGuard::new(clock.clone(), refusal, boot_refusal, voted);
-        let log = LogStore::new(disk.clone(), &contents, guard.clone())?;
+        let log = LogStore::new(disk.clone(), &contents, guard.clone(), clock.clone())?;
         let machine = Machine::new(disk, &contents, guard.clone(), Record::new(&roster.site))?;
         let peers = Peers::new(&roster, &dialer)?;
         let me = roster.me.node_id();
@@ -189,8 +191,8 @@ impl Group {
             .await
             .map_err(|e| io::Error::other(e.to_string()))?;
         let role = follow(&raft, &machine, me, &tasks);
-        let vouch = Vouch::default();
-        Ok(Group { raft, guard, peers, roster, log, vouch, machine, role, clock, tasks })
+        let (vouch, deference) = (Vouch::default(), Deference::new(clock.clone()));
+        Ok(Group { raft, guard, peers, roster, log, vouch, deference, machine, role, clock, tasks })
     }
 
     /// Answers the other members until `stop`.
@@ -208,6 +210,7 @@ impl Group {
             log: self.log.clone(),
             guard: self.guard.clone(),
             vouch: self.vouch.clone(),
+            deference: self.deference.clone(),
             proposer: Proposer(self.raft.clone()),
             clock: self.clock.clone(),
             tasks: self.tasks.clone(),
@@ -339,12 +342,22 @@ impl Group {
         }
     }
 
-    /// Campaigns once: own guard, pre-vote, vote. Cancel-safe: whatever was begun is finished by itself.
-    pub async fn campaign(&self) -> Campaign {
+    /// Until when this member gives way to another candidate.
+    pub fn gives_way_until(&self) -> Option<Moment> {
+        self.deference.until(self.roster.me.node_id())
+    }
+
+    /// Campaigns once: own guard, pre-vote, vote. After `losses` in a row it asks the others for more time.
+    /// Cancel-safe: whatever was begun is finished by itself.
+    pub async fn campaign(&self, losses: u32) -> Campaign {
         if let Err(refusal) = self.guard.may_vote() {
             return lost(&refusal);
         }
-        if let Err(lost) = self.pre_vote().await {
+        // Own vote, a voter's vote, and both once more as committed: four writes, one after the other.
+        let usual = self.roster.site.timing.hold() / 2 + self.log.slowest_write() * 4;
+        let patience = (usual * 2u32.saturating_pow(losses.min(8))).min(PATIENCE_MAX);
+        self.peers.expect(patience);
+        if let Err(lost) = self.pre_vote(patience).await {
             return lost;
         }
         // From the ticket on nothing is promised to anybody, until Raft has put our own ballot above theirs.
@@ -404,7 +417,7 @@ impl Group {
     }
 
     /// Would a majority vote for this member? Asks everybody at once and returns with the deciding answer.
-    async fn pre_vote(&self) -> Result<(), Campaign> {
+    async fn pre_vote(&self, patience: Duration) -> Result<(), Campaign> {
         let site = &self.roster.site;
         let needed = site.quorum() - 1;
         let limit = site.timing.hold() / 2;
@@ -413,7 +426,12 @@ impl Group {
         let message = proto::VoteRequest {
             ballot: Some(proto::Ballot { term: self.guard.highest().term + 1, node: me.0, committed: false }),
             last_log_id: last.as_ref().map(wire::put_log_id),
+            patience_us: micros(patience),
         };
+        // One's own vote is not promised to two candidates either.
+        if let Err(left) = self.deference.give_way(me, patience) {
+            return Err(Campaign::Lost { wait: left, reason: "another candidate was first".into() });
+        }
         let (sender, mut answers) = mpsc::unbounded_channel();
         for (_, peer) in self.peers.iter() {
             let (peer, message, sender) = (peer.clone(), message.clone(), sender.clone());

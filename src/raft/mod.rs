@@ -9,6 +9,7 @@
 //! device is the seed. Why not openraft's `initialize()`: it campaigns at once, around the guard, also on a device that
 //! comes an hour later than the others.
 
+mod deference;
 mod group;
 pub mod log;
 mod machine;

@@ -16,7 +16,7 @@ use crate::{
     epoch::Epoch,
     id::DeviceId,
     ownership::view::{Standing, Unfit},
-    raft::{Applied, Campaign, Group, vote_guard::Ballot},
+    raft::{Applied, Campaign, Group},
 };
 
 /// openraft refuses votes for a millisecond after an append, so the append that brought the news must be past.
@@ -41,8 +41,7 @@ pub struct CandidacyLoop {
 struct Turns {
     /// The receipt seen last, and until when its named successor goes first.
     release: Option<(Epoch, Moment)>,
-    /// The ballot seen last, and until when its candidate is left alone.
-    ballot: Option<(Ballot, Moment)>,
+    /// Elections lost in a row.
     losses: u32,
 }
 
@@ -98,18 +97,7 @@ impl CandidacyLoop {
                 rank = 0;
             }
         }
-        let highest = self.group.guard().highest();
-        match turns.ballot {
-            Some((seen, until)) if seen == highest => earliest = earliest.max(until),
-            _ => {
-                // Somebody campaigns or has just won: it shall have the time to say so.
-                let first = turns.ballot.is_none();
-                let alone =
-                    if first || highest.node == roster.me.node_id() { now } else { now + timing.hold() / 2 };
-                turns.ballot = Some((highest, alone));
-                earliest = earliest.max(alone);
-            }
-        }
+        earliest = earliest.max(self.group.gives_way_until().unwrap_or(now));
         let guard = match self.group.guard().may_vote() {
             Ok(()) => now,
             Err(refusal) => now + refusal.left().unwrap_or(timing.heartbeat()) + timing.stagger() * rank,
@@ -136,14 +124,14 @@ impl CandidacyLoop {
 
     async fn campaign(&mut self, turns: &mut Turns) {
         self.elections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        match self.group.campaign().await {
+        match self.group.campaign(turns.losses).await {
             Campaign::Won => {
                 tracing::info!("this device leads the group");
                 turns.losses = 0;
             }
             Campaign::Lost { wait, reason } => {
                 tracing::debug!(reason, "not elected");
-                turns.losses = (turns.losses + 1).min(6);
+                turns.losses += 1;
                 let spread = self.group.roster().site.timing.stagger() * (1 << turns.losses.min(4));
                 let pause = wait + self.dice.up_to(spread);
                 tokio::time::sleep(pause).await;

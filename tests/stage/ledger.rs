@@ -173,7 +173,8 @@ impl Workload for SimWorkload {
             self.ledger.begin(&self.device, grant.epoch);
             self.observed.send_replace(Observed::Running { epoch: grant.epoch, pid: None });
             let (clock, until, stop) = (self.clock.clone(), self.until.clone(), self.stop.clone());
-            let (observed, ledger, device) = (self.observed.clone(), self.ledger.clone(), self.device.clone());
+            let (observed, ledger, device) =
+                (self.observed.clone(), self.ledger.clone(), self.device.clone());
             let grace = self.timing.kill_after();
             tokio::spawn(async move {
                 loop {

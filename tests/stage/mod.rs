@@ -69,7 +69,8 @@ impl Dialer for SimDialer {
 async fn listen() -> io::Result<Incoming> {
     let listener = turmoil::net::TcpListener::bind((IpAddr::from(Ipv4Addr::UNSPECIFIED), PORT)).await?;
     Ok(Box::pin(futures_util::stream::unfold(listener, |listener| async {
-        let accepted = listener.accept().await.map(|(stream, from)| Connection::new(stream, from.to_string()));
+        let accepted =
+            listener.accept().await.map(|(stream, from)| Connection::new(stream, from.to_string()));
         Some((accepted, listener))
     })))
 }
@@ -223,8 +224,14 @@ impl Stage {
         for device in &self.devices {
             let record = device.record.lock().unwrap_or_else(PoisonError::into_inner).clone();
             if let Some(owner) = record.as_ref().and_then(|r| r.owner.clone()) {
-                let first = owners.entry(owner.epoch.get()).or_insert((owner.device.clone(), owner.incarnation));
-                assert_eq!(*first, (owner.device, owner.incarnation), "seed {}: one epoch, two owners", self.seed);
+                let first =
+                    owners.entry(owner.epoch.get()).or_insert((owner.device.clone(), owner.incarnation));
+                assert_eq!(
+                    *first,
+                    (owner.device, owner.incarnation),
+                    "seed {}: one epoch, two owners",
+                    self.seed
+                );
             }
         }
     }
@@ -297,10 +304,33 @@ impl Stage {
         }
     }
 
+    /// The epoch that a device knows.
+    pub fn knows(&self, n: usize) -> u64 {
+        let record = self.devices[n].record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.as_ref().map_or(0, |r| r.epoch.get())
+    }
+
+    /// Asks for a planned handover, at a device that is not the owner.
+    pub fn transfer(&mut self, to: usize) {
+        let owner = self.running().unwrap_or(to);
+        let at = (0..self.devices.len()).find(|n| *n != owner).unwrap_or(to);
+        let mut wish = self.devices[at].transfer_to.lock().unwrap_or_else(PoisonError::into_inner);
+        *wish = Some(self.devices[to].id.clone());
+    }
+
+    /// SIGTERM to a sidecar.
+    pub fn leave(&mut self, n: usize) {
+        *self.devices[n].leave.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Steps a device's wall clock.
+    pub fn set_wall_clock(&mut self, n: usize, unix_ms: u64) {
+        *self.devices[n].wall_ms.lock().unwrap_or_else(PoisonError::into_inner) = unix_ms;
+    }
+
     /// The newest epoch that any device has applied.
     pub fn epoch(&self) -> u64 {
-        let read = |d: &Device| d.record.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|r| r.epoch.get());
-        self.devices.iter().filter_map(read).max().unwrap_or(0)
+        (0..self.devices.len()).map(|n| self.knows(n)).max().unwrap_or(0)
     }
 }
 
@@ -345,14 +375,15 @@ async fn life(site: Site, device: Device, ledger: Ledger, seed: u64) -> turmoil:
             node.elections.load(std::sync::atomic::Ordering::Relaxed);
         let to = device.transfer_to.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(to) = to {
-            let command = quorate::ownership::command::Command::Transfer(quorate::ownership::command::Transfer {
-                id: dice.throw(),
-                to,
-                base: now.epoch,
-                reason: "the test wants it".into(),
-                actor: "test".into(),
-                at_unix_ms: 0,
-            });
+            let command =
+                quorate::ownership::command::Command::Transfer(quorate::ownership::command::Transfer {
+                    id: dice.throw(),
+                    to,
+                    base: now.epoch,
+                    reason: "the test wants it".into(),
+                    actor: "test".into(),
+                    at_unix_ms: 0,
+                });
             let group = node.group.clone();
             node.spawn(async move {
                 let _ = group.propose(command, Duration::from_secs(5)).await;

@@ -18,7 +18,11 @@ use std::{
     io,
     ops::{Bound, RangeBounds},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -33,7 +37,7 @@ use super::{
     vote_guard::VoteGuard,
     wire,
 };
-use crate::site::Site;
+use crate::{clock::Clock, site::Site};
 
 /// One change for the disk. Each is durable as a whole or not at all.
 #[derive(Debug, Clone, PartialEq)]
@@ -151,21 +155,49 @@ pub(crate) struct LogStore {
     mirror: Arc<Mutex<Mirror>>,
     disk: Arc<dyn Disk>,
     guard: VoteGuard,
+    clock: Arc<dyn Clock>,
+    slowest_write_ns: Arc<AtomicU64>,
 }
 
 impl LogStore {
     /// Takes over what the disk holds.
-    pub(crate) fn new(disk: Arc<dyn Disk>, contents: &Contents, guard: VoteGuard) -> io::Result<LogStore> {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        contents: &Contents,
+        guard: VoteGuard,
+        clock: Arc<dyn Clock>,
+    ) -> io::Result<LogStore> {
         let mut mirror = Mirror { purged: contents.purged.map(load_log_id), ..Mirror::default() };
         mirror.vote = contents.vote.map(load_vote);
         for (index, bytes) in &contents.entries {
             mirror.entries.insert(*index, decode(bytes)?);
         }
-        Ok(LogStore { mirror: Arc::new(Mutex::new(mirror)), disk, guard })
+        Ok(LogStore {
+            mirror: Arc::new(Mutex::new(mirror)),
+            disk,
+            guard,
+            clock,
+            slowest_write_ns: Arc::default(),
+        })
     }
 
     fn mirror(&self) -> MutexGuard<'_, Mirror> {
         self.mirror.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn write(&self, change: Change) -> io::Result<()> {
+        let begun = self.clock.now();
+        let written = self.disk.write(change).await;
+        let took = u64::try_from(self.clock.now().since(begun).as_nanos()).unwrap_or(u64::MAX);
+        // A slow write is remembered, and forgotten by halves.
+        let old = self.slowest_write_ns.load(Ordering::Relaxed);
+        self.slowest_write_ns.store(took.max(old / 2), Ordering::Relaxed);
+        written
+    }
+
+    /// About how long the slower of the last writes took.
+    pub(crate) fn slowest_write(&self) -> Duration {
+        Duration::from_nanos(self.slowest_write_ns.load(Ordering::Relaxed))
     }
 
     /// The last log id, purged or not.
@@ -225,7 +257,7 @@ impl RaftLogStorage<Types> for LogStore {
         self.guard.observe(ballot(vote));
         let stored =
             StoredVote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed };
-        let written = self.disk.write(Change::Vote(stored)).await;
+        let written = self.write(Change::Vote(stored)).await;
         written.map_err(|e| storage_error(ErrorSubject::Vote, ErrorVerb::Write, &e))?;
         self.mirror().vote = Some(*vote);
         Ok(())
@@ -246,7 +278,7 @@ impl RaftLogStorage<Types> for LogStore {
             stored.push((store_log_id(&entry.log_id), encode(&entry).map_err(|e| failed(&e))?));
             self.mirror().entries.insert(entry.log_id.index, entry);
         }
-        let written = self.disk.write(Change::Append(stored)).await;
+        let written = self.write(Change::Append(stored)).await;
         let result = written.as_ref().map(|()| ()).map_err(failed);
         callback.log_io_completed(written);
         result
@@ -255,7 +287,7 @@ impl RaftLogStorage<Types> for LogStore {
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
         self.mirror().entries.split_off(&log_id.index);
         let last = self.last_log_id().as_ref().map(store_log_id);
-        let written = self.disk.write(Change::TruncateFrom(log_id.index, last)).await;
+        let written = self.write(Change::TruncateFrom(log_id.index, last)).await;
         written.map_err(|e| storage_error(ErrorSubject::Log(log_id), ErrorVerb::Delete, &e))
     }
 
@@ -265,7 +297,7 @@ impl RaftLogStorage<Types> for LogStore {
             mirror.purged = Some(log_id);
             mirror.entries = mirror.entries.split_off(&(log_id.index + 1));
         }
-        let written = self.disk.write(Change::PurgeUpTo(store_log_id(&log_id))).await;
+        let written = self.write(Change::PurgeUpTo(store_log_id(&log_id))).await;
         written.map_err(|e| storage_error(ErrorSubject::Log(log_id), ErrorVerb::Delete, &e))
     }
 }

@@ -3,7 +3,14 @@
 //! The connection is opened when it is first needed and again after it broke. HTTP/2 pings notice a peer that vanished
 //! without closing (power loss), so that a dead connection is replaced within two seconds.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use openraft::{
     error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable},
@@ -165,6 +172,8 @@ pub(crate) type Rejections = (u64, usize, String);
 pub(crate) struct Peers {
     peers: Arc<BTreeMap<NodeId, Peer>>,
     rejections: Arc<watch::Sender<Rejections>>,
+    /// What this member's next election is expected to take, in microseconds.
+    patience_us: Arc<AtomicU64>,
 }
 
 impl Peers {
@@ -190,7 +199,7 @@ impl Peers {
             let node = member.node_id();
             peers.insert(node, Peer { node, stub, roster: roster.clone() });
         }
-        Ok(Peers { peers: Arc::new(peers), rejections: Arc::new(watch::Sender::default()) })
+        Ok(Peers { peers: Arc::new(peers), rejections: Arc::default(), patience_us: Arc::default() })
     }
 
     /// The way to one member; `None` for this one and for strangers.
@@ -203,6 +212,11 @@ impl Peers {
         self.rejections.subscribe()
     }
 
+    /// Says how long the election that begins now is expected to take; told to the voters.
+    pub(crate) fn expect(&self, patience: Duration) {
+        self.patience_us.store(u64::try_from(patience.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
     /// All other members.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, &Peer)> {
         self.peers.iter().map(|(node, peer)| (*node, peer))
@@ -213,7 +227,8 @@ impl RaftNetworkFactory<Types> for Peers {
     type Network = Network;
 
     async fn new_client(&mut self, target: u64, _device: &Device) -> Network {
-        Network { peer: self.get(NodeId(target)).cloned(), rejections: self.rejections.clone() }
+        let peer = self.get(NodeId(target)).cloned();
+        Network { peer, rejections: self.rejections.clone(), patience_us: self.patience_us.clone() }
     }
 }
 
@@ -221,6 +236,7 @@ impl RaftNetworkFactory<Types> for Peers {
 pub(crate) struct Network {
     peer: Option<Peer>,
     rejections: Arc<watch::Sender<Rejections>>,
+    patience_us: Arc<AtomicU64>,
 }
 
 impl Network {
@@ -282,6 +298,7 @@ impl RaftNetwork<Types> for Network {
         let message = proto::VoteRequest {
             ballot: Some(wire::put_vote(&request.vote)),
             last_log_id: request.last_log_id.as_ref().map(wire::put_log_id),
+            patience_us: self.patience_us.load(Ordering::Relaxed),
         };
         let term = request.vote.leader_id.term;
         let reply = match self.peer()?.vote(message).await {

@@ -18,6 +18,7 @@ use crate::{
     ownership::command::Command,
     raft::{
         Proposer,
+        deference::Deference,
         log::LogStore,
         types::{Raft, Snapshot, ballot},
         vote_guard::{Ballot, VoteGuard, VoteRefusal},
@@ -34,6 +35,7 @@ pub(crate) struct Service {
     pub(crate) log: LogStore,
     pub(crate) guard: VoteGuard,
     pub(crate) vouch: Vouch,
+    pub(crate) deference: Deference,
     pub(crate) proposer: Proposer,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tasks: TaskTracker,
@@ -94,6 +96,10 @@ impl proto::peer_server::Peer for Service {
         let message = request.into_inner();
         let vote = wire::take_vote(message.ballot)?;
         let ticket = self.guard.begin_vote(Some(ballot(&vote))).map_err(refused)?;
+        // The vote counts whoever's turn it is; from now on it is this candidate's, if nobody else's.
+        let _ = self
+            .deference
+            .give_way(NodeId(vote.leader_id.node_id), Duration::from_micros(message.patience_us));
         let request = VoteRequest { vote, last_log_id: message.last_log_id.map(wire::take_log_id) };
         // On a task of its own: the ticket must live until Raft has decided, even if the candidate hangs up.
         let raft = self.raft.clone();
@@ -111,8 +117,9 @@ impl proto::peer_server::Peer for Service {
     }
 
     async fn pre_vote(&self, request: Request<proto::VoteRequest>) -> Answer<proto::PreVoteReply> {
-        self.caller(&request)?;
+        let caller = self.caller(&request)?;
         let message = request.into_inner();
+        let patience = Duration::from_micros(message.patience_us);
         let theirs = message.last_log_id.map(wire::take_log_id);
         let reply = match self.guard.may_vote() {
             Err(refusal) => proto::PreVoteReply {
@@ -125,7 +132,14 @@ impl proto::peer_server::Peer for Service {
                 reason: "its log is older than this member's".into(),
                 wait_us: 0,
             },
-            Ok(()) => proto::PreVoteReply { would_grant: true, ..Default::default() },
+            Ok(()) => match self.deference.give_way(caller, patience) {
+                Ok(()) => proto::PreVoteReply { would_grant: true, ..Default::default() },
+                Err(left) => proto::PreVoteReply {
+                    would_grant: false,
+                    reason: "another candidate was first".into(),
+                    wait_us: micros(left),
+                },
+            },
         };
         Ok(Response::new(reply))
     }
