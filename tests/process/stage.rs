@@ -24,7 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// Long enough that a busy machine does not eat the quarter that the kernel has after KILL.
 pub(super) const GRACE: Duration = Duration::from_millis(1600);
 /// Where waiting for something that must happen is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often `/proc` and the tick file are looked at: neither can be awaited.
 const LOOK: Duration = Duration::from_millis(5);
 

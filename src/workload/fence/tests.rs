@@ -214,6 +214,7 @@ proptest! {
                 }
                 if !alive && fence.occupied() { fence.step(now, Input::NothingLeft); }
                 prop_assert!(!alive || now < limit + KILL_AFTER);
+                prop_assert!(fence.wake_at().is_none_or(|next| next > now), "a wake was not dealt with");
             }
             now = target;
             if let Input::Said(Command::Extend { epoch, until }) = &input
