@@ -1,7 +1,9 @@
-//! One test binary with a table of contents.
+//! One test binary with a table of contents. See README.md beside it for the tiers, and how to replay a failure.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests may")]
 #![expect(unreachable_pub, reason = "the modules of one binary")]
 
+/// Real processes: the fencer and its workload, SIGKILL, SIGSTOP, orphans.
+mod process;
 /// Stories of a simulated site.
 mod scenario;
 /// A whole site in one deterministic simulation.

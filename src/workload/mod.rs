@@ -4,11 +4,33 @@
 //! forward. What makes that true when the sidecar is frozen or dead is the fencer (`fencer.rs`), not this process.
 //! This room decides nothing: who may run is `ownership/`'s business.
 
+mod fence;
+mod fencer;
+mod fencer_exec;
+mod internal;
+mod link;
+pub mod none;
+mod orphans;
+mod output;
+pub mod process;
+mod settings;
+mod ticker;
+pub mod ticks;
+mod wire;
+
 use std::{future::Future, pin::Pin, sync::Arc};
 
 use tokio::sync::watch;
 
 use crate::{clock::Moment, epoch::Epoch};
+
+pub use self::{
+    internal::internal_command,
+    none::OwnershipOnly,
+    process::{Context, ProcessWorkload},
+    settings::{Kind, Settings},
+    ticker::EVERY as TICK_EVERY,
+};
 
 /// A boxed future, so that workloads can be handed in behind a pointer.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -1,0 +1,523 @@
+//! The fencer: a tiny process of its own that holds the workload's deadline, so that a frozen or dead sidecar cannot
+//! keep the workload alive.
+//!
+//! It is this same binary, run again as `quorate fencer`: one thread, one loop, no call that can block. Each turn of
+//! the loop reads the boot clock, lets the pure rules of `fence.rs` decide, does what they say, and then waits in poll
+//! for the sidecar, for the workload's end, and for a timer on the boot clock. That timer goes off at once after a
+//! suspend, which poll's own time-out would not; the time-out is the second line.
+//!
+//! What it stands on:
+//! - Standard input is a socket to the sidecar. It never blocks; a sidecar that does not read loses only its events.
+//!   Its end, a line that cannot be read, or another parent than at the start all mean: the sidecar is gone, stop.
+//! - Standard output and error are the workload's, handed through untouched. The fencer itself never writes there
+//!   (not even a panic's text), because a full pipe would hold it.
+//! - It leads a session of its own, so a terminal's Ctrl-C or a signal to the sidecar's group does not reach it.
+//! - It is the reaper of orphans (`PR_SET_CHILD_SUBREAPER`): whatever a workload forks, in whatever group or session,
+//!   becomes its child when its parent ends. So "I have no child left" (ECHILD) proves that nothing of the workload
+//!   runs, and killing only direct children, round after round, reaches all of them without ever hitting a reused pid.
+//! - It holds a lock on a file in the data folder for as long as it lives. No second fencer says `READY` before.
+//!
+//! What it does not do: it cannot outrun a process that forks faster than it kills, cannot end a process that the
+//! kernel holds in an uninterruptible wait (then it gives no receipt), and does not outlive a kill of itself. In the
+//! last case the workload's main process dies with it (`fencer_exec.rs`), and the next fencer ends the rest
+//! (`orphans.rs`).
+
+use std::{
+    ffi::OsString,
+    fs::{File, OpenOptions},
+    io::{ErrorKind, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    path::PathBuf,
+    process::{ExitCode, Stdio},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::FlockOperation,
+    io::Errno,
+    process::{
+        Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, kill_process_group,
+        pidfd_open, set_child_subreaper, setsid, wait,
+    },
+    time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime},
+};
+
+use super::{
+    fence::{Deed, Fence, Input},
+    orphans,
+    wire::{Command, Event, Lines, Text},
+};
+use crate::{
+    clock::{BootClock, Clock, Moment},
+    epoch::Epoch,
+};
+
+/// The environment variable that marks every process of a workload with the data folder it belongs to.
+pub(super) const MARK: &str = "QUORATE_FENCE";
+/// This binary, also after the file has been replaced by a newer one.
+pub(super) const SELF: &str = "/proc/self/exe";
+
+/// The longest wait: only a safety net, every real reason to wake has its own file descriptor or timer.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How often is looked again while the rest of a workload is on its way out.
+const EMPTYING_WAIT: Duration = Duration::from_millis(2);
+/// The same after a second, for a process that the kernel does not let go.
+const STUCK_WAIT: Duration = Duration::from_millis(50);
+/// How often the end of the main process is looked for where the kernel has no pidfd (before Linux 5.3).
+const NO_PIDFD_WAIT: Duration = Duration::from_millis(10);
+/// How often the lock is tried while an earlier fencer holds it.
+const LOCK_WAIT: Duration = Duration::from_millis(5);
+/// Events that a silent sidecar may leave unread, in bytes, before it counts as gone.
+const UNREAD_MAX: usize = 64 * 1024;
+
+/// What the sidecar hands over on the command line.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Orders {
+    /// The lock file inside the data folder.
+    pub(super) lock: PathBuf,
+    /// The value of [`MARK`] for this data folder.
+    pub(super) mark: String,
+    /// From TERM to KILL.
+    pub(super) kill_after: Duration,
+    /// The sidecar's process id.
+    pub(super) parent: i32,
+    /// The session of a fencer that was lost, whose remains are to be ended.
+    pub(super) after_session: Option<i32>,
+    /// Where the workload runs; the sidecar's own folder if absent.
+    pub(super) dir: Option<PathBuf>,
+    /// The program and its arguments.
+    pub(super) command: Vec<OsString>,
+}
+
+impl Orders {
+    /// The command line, without the program's own name.
+    pub(super) fn to_args(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = vec![
+            "fencer".into(),
+            self.lock.clone().into(),
+            self.mark.clone().into(),
+            self.kill_after.as_nanos().to_string().into(),
+            self.parent.to_string().into(),
+            self.after_session.unwrap_or(0).to_string().into(),
+            self.dir.clone().unwrap_or_default().into(),
+        ];
+        args.extend(self.command.iter().cloned());
+        args
+    }
+
+    /// Reads back what [`Orders::to_args`] wrote, after the word `fencer`. `None` if it is not that.
+    pub(super) fn from_args(mut args: impl Iterator<Item = OsString>) -> Option<Orders> {
+        fn number<N: std::str::FromStr>(arg: Option<OsString>) -> Option<N> {
+            arg?.to_str()?.parse().ok()
+        }
+        let orders = Orders {
+            lock: args.next()?.into(),
+            mark: args.next()?.into_string().ok()?,
+            kill_after: Duration::from_nanos(number(args.next())?),
+            parent: number(args.next())?,
+            after_session: Some(number(args.next())?).filter(|sid| *sid > 0),
+            dir: Some(PathBuf::from(args.next()?)).filter(|dir| !dir.as_os_str().is_empty()),
+            command: args.collect(),
+        };
+        (!orders.command.is_empty()).then_some(orders)
+    }
+}
+
+/// The whole life of a fencer; `args` are those after the word `fencer`.
+pub(super) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    std::panic::set_hook(Box::new(|_| {}));
+    let Some(orders) = Orders::from_args(args) else {
+        return ExitCode::from(64);
+    };
+    match Fencer::begin(orders) {
+        Ok(fencer) => fencer.run(),
+        Err(()) => ExitCode::FAILURE,
+    }
+}
+
+/// The link to the sidecar. Nothing here blocks.
+struct Sidecar {
+    socket: UnixStream,
+    lines: Lines,
+    unsent: Vec<u8>,
+    parent: i32,
+    gone: bool,
+}
+
+impl Sidecar {
+    fn tell(&mut self, event: &Event) {
+        if self.gone {
+            return;
+        }
+        self.unsent.extend_from_slice(format!("{event}\n").as_bytes());
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        while !self.unsent.is_empty() && !self.gone {
+            match self.socket.write(&self.unsent) {
+                Ok(n) if n > 0 => drop(self.unsent.drain(..n)),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                _ => self.gone = true,
+            }
+        }
+        self.gone |= self.unsent.len() > UNREAD_MAX;
+    }
+
+    /// Everything that has arrived. Sets `gone` when the sidecar is.
+    fn commands(&mut self) -> Vec<Command> {
+        let mut commands = Vec::new();
+        let mut bytes = [0; 4096];
+        // Bounded, so that a sidecar that never stops talking cannot keep the loop from its clock.
+        for _ in 0..16 {
+            match self.socket.read(&mut bytes) {
+                Ok(0) => self.gone = true,
+                Ok(n) => self.lines.push(bytes.get(..n).unwrap_or_default()),
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => self.gone = true,
+            }
+            loop {
+                match self.lines.next_line().and_then(|line| line.map(|l| Command::parse(&l)).transpose()) {
+                    Ok(Some(command)) => commands.push(command),
+                    Ok(None) => break,
+                    Err(_) => {
+                        self.gone = true;
+                        break;
+                    }
+                }
+            }
+            if self.gone {
+                break;
+            }
+        }
+        self.gone |= getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(self.parent);
+        commands
+    }
+}
+
+/// The workload's main process, not reaped yet.
+struct Main {
+    pid: Pid,
+    pidfd: Option<OwnedFd>,
+}
+
+struct Fencer {
+    orders: Orders,
+    sidecar: Sidecar,
+    timer: OwnedFd,
+    fence: Fence,
+    main: Option<Main>,
+    /// Says by its end that the program runs, and by a text why it does not.
+    report: Option<(UnixStream, Vec<u8>)>,
+    emptying_since: Option<Moment>,
+    _lock: File,
+}
+
+impl Fencer {
+    /// Takes its place: session, reaper, lock, and an end to whatever an earlier life left behind.
+    fn begin(orders: Orders) -> Result<Fencer, ()> {
+        let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(drop)?;
+        let socket = UnixStream::from(socket);
+        socket.set_nonblocking(true).map_err(drop)?;
+        let mut sidecar = Sidecar {
+            socket,
+            lines: Lines::default(),
+            unsent: Vec::new(),
+            parent: orders.parent,
+            gone: false,
+        };
+        let (timer, lock) = match take_place(&orders) {
+            Ok(place) => place,
+            Err(reason) => {
+                sidecar.tell(&Event::Failed { reason });
+                return Err(());
+            }
+        };
+        // Nothing runs under this fencer yet, so these two waits may take as long as they need.
+        loop {
+            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK | Errno::INTR) => sidecar.idle(LOCK_WAIT)?,
+                Err(e) => {
+                    let reason = Text::new(format!("cannot lock {}: {e}", orders.lock.display()));
+                    sidecar.tell(&Event::Failed { reason });
+                    return Err(());
+                }
+            }
+        }
+        let mut pause = EMPTYING_WAIT;
+        while orphans::kill(&orders.mark, orders.after_session) > 0 {
+            sidecar.idle(pause)?;
+            pause = (pause * 2).min(STUCK_WAIT);
+        }
+        sidecar.tell(&Event::Ready);
+        let fence = Fence::new(orders.kill_after);
+        Ok(Fencer {
+            orders,
+            sidecar,
+            timer,
+            fence,
+            main: None,
+            report: None,
+            emptying_since: None,
+            _lock: lock,
+        })
+    }
+
+    fn run(mut self) -> ExitCode {
+        loop {
+            let mut inputs = vec![Input::Tick];
+            self.read_report(&mut inputs);
+            self.reap(&mut inputs);
+            for input in inputs {
+                if self.step(input) {
+                    return ExitCode::SUCCESS;
+                }
+            }
+            for command in self.sidecar.commands() {
+                if self.step(Input::Said(command)) {
+                    return ExitCode::SUCCESS;
+                }
+            }
+            self.sidecar.flush();
+            if self.sidecar.gone && self.step(Input::SidecarGone) {
+                return ExitCode::SUCCESS;
+            }
+            if self.fence.killing() {
+                self.kill_children();
+            }
+            self.wait();
+        }
+    }
+
+    /// One fact through the rules; whether the fencer has to leave. The clock is read for each.
+    fn step(&mut self, input: Input) -> bool {
+        let mut inputs = std::collections::VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            for deed in self.fence.step(BootClock.now(), input) {
+                match deed {
+                    Deed::Spawn(epoch) => inputs.push_back(self.spawn(epoch)),
+                    Deed::Term => self.signal(Signal::TERM),
+                    Deed::Kill => self.signal(Signal::KILL),
+                    Deed::Tell(event) => self.sidecar.tell(&event),
+                    Deed::Leave => return true,
+                }
+            }
+        }
+        false
+    }
+
+    /// Starts the shim that becomes the workload. Only our own binary is executed here, so a program on a slow
+    /// disk delays the shim and not this loop.
+    #[expect(clippy::disallowed_methods, reason = "the fencer is where the workload's process is started")]
+    fn spawn(&mut self, epoch: Epoch) -> Input {
+        let failed = |reason: String| Input::CannotStart { reason: Text::new(reason), spawned: false };
+        let (report, theirs) = match UnixStream::pair() {
+            Ok(pair) => pair,
+            Err(e) => return failed(e.to_string()),
+        };
+        if let Err(e) = report.set_nonblocking(true) {
+            return failed(e.to_string());
+        }
+        let mut shim = std::process::Command::new(SELF);
+        shim.arg("fencer-exec")
+            .arg(getpid().to_string())
+            .arg(self.orders.dir.clone().unwrap_or_default())
+            .args(&self.orders.command)
+            .env("QUORATE_EPOCH", epoch.to_string())
+            .env(MARK, &self.orders.mark)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .process_group(0);
+        match shim.spawn() {
+            Err(e) => failed(e.to_string()),
+            Ok(child) => {
+                let id = child.id();
+                let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw) else {
+                    return failed(format!("process id {id} is out of range"));
+                };
+                self.report = Some((report, Vec::new()));
+                self.main = Some(Main { pid, pidfd: pidfd_open(pid, PidfdFlags::empty()).ok() });
+                Input::Spawned { pid: id }
+            }
+        }
+    }
+
+    /// Looks whether the shim has become the program or says why not.
+    fn read_report(&mut self, inputs: &mut Vec<Input>) {
+        let Some((stream, text)) = &mut self.report else { return };
+        let mut bytes = [0; 512];
+        loop {
+            match stream.read(&mut bytes) {
+                Ok(0) if text.is_empty() => inputs.push(Input::Executed),
+                Ok(n) if n > 0 && text.len() < 1024 => {
+                    text.extend_from_slice(bytes.get(..n).unwrap_or_default());
+                    continue;
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                _ => {
+                    let reason = Text::new(String::from_utf8_lossy(text));
+                    inputs.push(Input::CannotStart { reason, spawned: true });
+                }
+            }
+            self.report = None;
+            return;
+        }
+    }
+
+    /// Buries the dead, own children and adopted ones, and notes when none is left.
+    fn reap(&mut self, inputs: &mut Vec<Input>) {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    if self.main.as_ref().is_some_and(|main| main.pid == pid) {
+                        // What the shim wrote before it ended must be heard before its end.
+                        self.read_report(inputs);
+                        self.main = None;
+                        self.report = None;
+                        inputs.push(Input::MainEnded { how: Text::new(how(status)) });
+                    }
+                }
+                Ok(None) => return,
+                Err(Errno::INTR) => {}
+                Err(_) => {
+                    if self.fence.occupied() {
+                        inputs.push(Input::NothingLeft);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Signals the workload's group. As long as its leader is not reaped, the group's number cannot be anybody
+    /// else's; afterwards only our own children are signalled.
+    fn signal(&self, signal: Signal) {
+        match &self.main {
+            Some(main) => {
+                let _ = kill_process_group(main.pid, signal);
+            }
+            None => signal_children(signal),
+        }
+    }
+
+    /// One round: kills all direct children. Their children become ours and fall in the next round.
+    fn kill_children(&self) {
+        self.signal(Signal::KILL);
+        if self.main.is_some() {
+            signal_children(Signal::KILL);
+        }
+    }
+
+    /// Waits until something happens or the fence wants to be asked again.
+    fn wait(&mut self) {
+        let now = BootClock.now();
+        self.emptying_since = self.fence.emptying().then(|| self.emptying_since.unwrap_or(now));
+        let mut longest = LONGEST_WAIT;
+        if let Some(since) = self.emptying_since {
+            longest = if now.since(since) < LONGEST_WAIT { EMPTYING_WAIT } else { STUCK_WAIT };
+        } else if self.main.as_ref().is_some_and(|main| main.pidfd.is_none()) {
+            longest = NO_PIDFD_WAIT;
+        }
+        if let Some(wake) = self.fence.wake_at() {
+            longest = longest.min(wake.since(now));
+            arm(&self.timer, wake);
+        } else {
+            arm(&self.timer, Moment::default());
+        }
+        let mut sidecar = PollFlags::IN;
+        sidecar.set(PollFlags::OUT, !self.sidecar.unsent.is_empty());
+        let mut fds = vec![PollFd::new(&self.timer, PollFlags::IN)];
+        if !self.sidecar.gone {
+            fds.push(PollFd::new(&self.sidecar.socket, sidecar));
+        }
+        if let Some(pidfd) = self.main.as_ref().and_then(|main| main.pidfd.as_ref()) {
+            fds.push(PollFd::new(pidfd, PollFlags::IN));
+        }
+        if let Some((report, _)) = &self.report {
+            fds.push(PollFd::new(report, PollFlags::IN));
+        }
+        // An error here (a signal) only means that the loop turns once more.
+        let _ = poll(&mut fds, Some(&timespec(longest)));
+    }
+}
+
+/// What the kernel must grant before anything is started: a session, the orphans, a timer, the lock's file.
+fn take_place(orders: &Orders) -> Result<(OwnedFd, File), Text> {
+    let not = |what: &str, why: &dyn std::fmt::Display| Text::new(format!("cannot {what}: {why}"));
+    setsid().map_err(|e| not("lead a session", &e))?;
+    set_child_subreaper(Some(getpid())).map_err(|e| not("become the reaper of orphans", &e))?;
+    let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
+        .map_err(|e| not("get a timer on the boot clock", &e))?;
+    let lock = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&orders.lock)
+        .map_err(|e| not(&format!("open {}", orders.lock.display()), &e))?;
+    Ok((timer, lock))
+}
+
+impl Sidecar {
+    /// Waits a little before anything was started; `Err` if the sidecar is gone, for then there is nothing to do.
+    fn idle(&mut self, pause: Duration) -> Result<(), ()> {
+        let parent = getppid().map(|pid| pid.as_raw_nonzero().get());
+        let mut peek = PollFd::new(&self.socket, PollFlags::HUP);
+        let hung_up = poll(std::slice::from_mut(&mut peek), Some(&timespec(pause))).is_ok()
+            && peek.revents().contains(PollFlags::HUP);
+        if hung_up || parent != Some(self.parent) { Err(()) } else { Ok(()) }
+    }
+}
+
+/// A child that has not been reaped keeps its process id, so none of these can be anybody else.
+fn signal_children(signal: Signal) {
+    for pid in orphans::children_of(getpid()) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Arms the timer for a moment of the boot clock; boot itself disarms it.
+fn arm(timer: &OwnedFd, at: Moment) {
+    let it_value = timespec(Duration::from_nanos(at.as_nanos()));
+    let it_interval = timespec(Duration::ZERO);
+    let _ = timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval, it_value });
+}
+
+fn timespec(d: Duration) -> Timespec {
+    Timespec { tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), tv_nsec: d.subsec_nanos().into() }
+}
+
+fn how(status: WaitStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => "ended".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_survive_the_command_line() {
+        for (dir, after_session) in [(None, None), (Some(PathBuf::from("/srv")), Some(12))] {
+            let orders = Orders {
+                lock: "/data/fencer.lock".into(),
+                mark: "0123".into(),
+                kill_after: Duration::from_millis(150),
+                parent: 7,
+                after_session,
+                dir,
+                command: vec!["app".into(), "--flag".into(), "".into()],
+            };
+            assert_eq!(Orders::from_args(orders.to_args().into_iter().skip(1)), Some(orders));
+        }
+        assert_eq!(Orders::from_args(["a", "b", "1", "2", "0", ""].map(OsString::from).into_iter()), None);
+    }
+}

@@ -1,0 +1,180 @@
+//! One fencer as the sidecar sees it: the process, the socket to it, and the workload's output.
+//!
+//! Nothing here waits except [`Link::next`] and [`Link::ended`]. What cannot be written yet is kept, at most one start,
+//! one stop and the newest extension, so a fencer that does not read costs no memory.
+
+use std::{
+    io::ErrorKind,
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    process::Stdio,
+    sync::Arc,
+};
+
+use tokio::{io::Interest, net::UnixStream, process::Child};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Settings,
+    fencer::{MARK, Orders, SELF},
+    output,
+    process::{Context, LOCK_FILE, environment},
+    wire::{Command, Event, Lines},
+};
+use crate::{clock::Moment, epoch::Epoch, id::fnv1a};
+
+/// A running fencer.
+#[derive(Debug)]
+pub(super) struct Link {
+    child: Child,
+    pid: Option<i32>,
+    socket: Option<UnixStream>,
+    lines: Lines,
+    unsent: Vec<u8>,
+    extension: Option<(Epoch, Moment)>,
+    output: CancellationToken,
+}
+
+impl Link {
+    /// Starts a fencer. It reports [`Event::Ready`] once nothing of an earlier life runs.
+    #[expect(clippy::disallowed_methods, reason = "the fencer is started here")]
+    pub(super) fn spawn(
+        settings: &Settings,
+        context: &Context,
+        after_session: Option<i32>,
+    ) -> std::io::Result<Link> {
+        let data = std::fs::canonicalize(&context.data)?;
+        let orders = Orders {
+            lock: data.join(LOCK_FILE),
+            mark: format!("{:016x}", fnv1a(data.as_os_str().as_encoded_bytes())),
+            kill_after: context.timing.kill_after(),
+            parent: rustix::process::getpid().as_raw_nonzero().get(),
+            after_session,
+            dir: settings.working_dir.clone(),
+            command: settings.command.iter().map(Into::into).collect(),
+        };
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let program = context.program.clone().unwrap_or_else(|| SELF.into());
+        let mut command = std::process::Command::new(program);
+        command
+            .arg0("quorate")
+            .args(orders.to_args())
+            .env_clear()
+            .envs(environment(settings, context))
+            .env_remove(MARK)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = tokio::process::Command::from(command).spawn()?;
+        let output = CancellationToken::new();
+        if let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) {
+            let (done, also_done) = (output.clone(), output.clone());
+            let (out, err) = (
+                output::log(stdout, "stdout", Arc::clone(&context.clock)),
+                output::log(stderr, "stderr", Arc::clone(&context.clock)),
+            );
+            // An escaped process may hold a pipe for ever; the readers end with the link.
+            context.tracker.spawn(async move { done.run_until_cancelled(out).await });
+            context.tracker.spawn(async move { also_done.run_until_cancelled(err).await });
+        }
+        Ok(Link {
+            pid: child.id().and_then(|id| i32::try_from(id).ok()),
+            child,
+            socket: Some(UnixStream::from_std(ours)?),
+            lines: Lines::default(),
+            unsent: Vec::new(),
+            extension: None,
+            output,
+        })
+    }
+
+    /// The session that the fencer leads and the workload lives in.
+    pub(super) fn session(&self) -> Option<i32> {
+        self.pid
+    }
+
+    /// Passes a start or a stop on. What was said is not lost while the link lives.
+    pub(super) fn say(&mut self, command: &Command) {
+        if let Some((epoch, until)) = self.extension.take() {
+            self.unsent.extend_from_slice(format!("{}\n", Command::Extend { epoch, until }).as_bytes());
+        }
+        self.unsent.extend_from_slice(format!("{command}\n").as_bytes());
+        self.flush();
+    }
+
+    /// Passes an extension on; only the newest waits if the fencer does not read.
+    pub(super) fn extend(&mut self, epoch: Epoch, until: Moment) {
+        self.extension = Some((epoch, until));
+        self.flush();
+    }
+
+    /// The next event. Writes what waits to be written meanwhile. Cancel-safe.
+    ///
+    /// # Errors
+    /// How the link broke. It stays broken.
+    pub(super) async fn next(&mut self) -> Result<Event, String> {
+        loop {
+            if let Some(line) = self.lines.next_line().map_err(|e| e.to_string())? {
+                return Event::parse(&line).map_err(|e| e.to_string());
+            }
+            let waiting = !self.unsent.is_empty() || self.extension.is_some();
+            let Some(socket) = &self.socket else { return Err("it was let go".into()) };
+            let interest = if waiting { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let ready = socket.ready(interest).await.map_err(|e| e.to_string())?;
+            if ready.is_writable() {
+                self.flush();
+            }
+            let Some(socket) = &self.socket else { return Err("it was let go".into()) };
+            let mut bytes = [0; 1024];
+            match socket.try_read(&mut bytes) {
+                Ok(0) => return Err("it ended".into()),
+                Ok(n) => self.lines.push(bytes.get(..n).unwrap_or_default()),
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+    }
+
+    /// A broken link shows itself when reading, so writing reports nothing.
+    fn flush(&mut self) {
+        let Some(socket) = &self.socket else { return };
+        loop {
+            if self.unsent.is_empty() {
+                let Some((epoch, until)) = self.extension.take() else { return };
+                self.unsent.extend_from_slice(format!("{}\n", Command::Extend { epoch, until }).as_bytes());
+            }
+            match socket.try_write(&self.unsent) {
+                Ok(n) => drop(self.unsent.drain(..n)),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Ends the fencer by force; its workload dies with it.
+    pub(super) fn kill(&mut self) {
+        let _ = self.child.start_kill();
+    }
+
+    /// Closes the socket, upon which the fencer stops the workload and ends.
+    pub(super) fn hang_up(&mut self) {
+        self.flush();
+        self.socket = None;
+    }
+
+    /// Waits for the fencer's end; whether it ended as it should, with nothing of the workload left. Cancel-safe.
+    pub(super) async fn ended(&mut self) -> bool {
+        self.child.wait().await.is_ok_and(|status| status.success())
+    }
+
+    /// Hangs up and leaves the rest to the fencer; its end is awaited on `tracker`.
+    pub(super) fn abandon(mut self, tracker: &TaskTracker) {
+        self.hang_up();
+        tracker.spawn(async move { self.child.wait().await.map(drop) });
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.output.cancel();
+    }
+}

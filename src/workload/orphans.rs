@@ -1,0 +1,106 @@
+//! Finds processes that belong to a workload: children of the fencer, and remains of a fencer that died.
+//!
+//! Rule that safety rests on: **a sidecar first makes sure that nothing of an earlier life runs, and only then claims
+//! anew.** A stop receipt of an earlier life is sound only because of this. The fencer that lives sees to its own
+//! workload when its sidecar dies; a fencer that was killed takes the workload's main process with it, and what that
+//! process had forked is found here, by a mark in its environment or by the dead fencer's session, and killed.
+//!
+//! A process is held by a pidfd *before* it is examined, so a reused process id is never signalled. Not found: a
+//! forked process that left the session *and* wiped its environment *and* whose fencer was killed at the same time;
+//! and processes of another user, whose environment we may not read. All this needs `/proc`.
+
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal};
+
+use super::fencer::MARK;
+
+/// Kills what carries `mark` in its environment, or belongs to `session`. Returns how many were found alive.
+pub(super) fn kill(mark: &str, session: Option<i32>) -> usize {
+    let mark = format!("{MARK}={mark}");
+    let mut found = 0;
+    for pid in all().into_iter().filter(|pid| *pid != getpid()) {
+        let pidfd = pidfd_open(pid, PidfdFlags::empty());
+        let marked = || {
+            let environ = std::fs::read(format!("/proc/{}/environ", raw(pid))).unwrap_or_default();
+            environ.split(|b| *b == 0).any(|variable| variable == mark.as_bytes())
+        };
+        let Some(stat) = stat(pid) else { continue };
+        if !stat.ended && (session == Some(stat.session) || marked()) {
+            found += 1;
+            match pidfd {
+                Ok(pidfd) => {
+                    let _ = pidfd_send_signal(pidfd, Signal::KILL);
+                }
+                Err(_) => {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The direct children of `parent` that have not ended.
+pub(super) fn children_of(parent: Pid) -> Vec<Pid> {
+    all().into_iter().filter(|pid| stat(*pid).is_some_and(|s| s.parent == raw(parent) && !s.ended)).collect()
+}
+
+fn raw(pid: Pid) -> i32 {
+    pid.as_raw_nonzero().get()
+}
+
+fn all() -> Vec<Pid> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw))
+        .collect()
+}
+
+/// What is used of `/proc/PID/stat`.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    ended: bool,
+    parent: i32,
+    session: i32,
+}
+
+fn stat(pid: Pid) -> Option<Stat> {
+    parse_stat(&std::fs::read(format!("/proc/{}/stat", raw(pid))).ok()?)
+}
+
+/// The program's name stands in brackets and may hold anything, brackets and line ends included.
+fn parse_stat(bytes: &[u8]) -> Option<Stat> {
+    let after_name = bytes.iter().rposition(|b| *b == b')')? + 1;
+    let rest = std::str::from_utf8(bytes.get(after_name..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let _group = fields.next()?;
+    let session = fields.next()?.parse().ok()?;
+    Some(Stat { ended: matches!(state, "Z" | "X" | "x"), parent, session })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_lines_with_hostile_names() {
+        let line = b"42 (a) Z 1 (\n) S 7 42 9 0 -1 4194560";
+        assert_eq!(parse_stat(line), Some(Stat { ended: false, parent: 7, session: 9 }));
+        assert_eq!(parse_stat(b"42 (x) Z 7 42 9"), Some(Stat { ended: true, parent: 7, session: 9 }));
+        assert_eq!(parse_stat(b"42 (x"), None);
+        assert_eq!(parse_stat(b"42 (x) S"), None);
+    }
+
+    #[test]
+    fn this_process_is_its_parents_child() {
+        let parent = rustix::process::getppid().expect("tests have a parent");
+        assert!(children_of(parent).contains(&getpid()));
+    }
+
+    #[test]
+    fn an_unknown_mark_finds_nobody() {
+        assert_eq!(kill("no such folder, ever", None), 0);
+    }
+}
