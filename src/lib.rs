@@ -5,6 +5,7 @@ pub mod clock;
 pub mod condition;
 pub mod epoch;
 pub mod id;
+pub mod site;
 pub mod timing;
 
 // Floor 1: decisions.
