@@ -14,3 +14,6 @@ pub mod ownership;
 // Floor 2: doors.
 pub mod hub;
 pub mod workload;
+
+// Floor 4: faces.
+pub mod config;
