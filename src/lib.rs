@@ -17,3 +17,5 @@ pub mod workload;
 
 // Floor 4: faces.
 pub mod config;
+pub mod control;
+pub mod status;
