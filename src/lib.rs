@@ -19,3 +19,6 @@ pub mod workload;
 pub mod config;
 pub mod control;
 pub mod status;
+
+// Floor 5: assembly.
+pub mod cli;

@@ -1,3 +1,7 @@
-//! Parses the command line, hands over to the command, and turns its result into the exit code.
+//! Hands the command line and the environment to `cli/`, and its exit code to the system.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(quorate::cli::main(std::env::args_os(), &quorate::config::Environment::real()))
+}

@@ -44,7 +44,9 @@ impl Health for Service {
                 Ok(Response::new(reply(owns(&answer, self.door().me()))))
             }
             name if ALWAYS.contains(&name) => Ok(Response::new(reply(ServingStatus::Serving))),
-            _ => Err(Status::not_found("services are: quorate.owner, and the empty name for the sidecar itself")),
+            _ => Err(Status::not_found(
+                "services are: quorate.owner, and the empty name for the sidecar itself",
+            )),
         }
     }
 

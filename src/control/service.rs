@@ -50,7 +50,9 @@ impl Service {
 
     pub(super) fn slot(&self) -> Result<OwnedSemaphorePermit, Status> {
         self.streams.clone().try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!("{STREAMS_MAX} streams are open already; close some and try again"))
+            Status::resource_exhausted(format!(
+                "{STREAMS_MAX} streams are open already; close some and try again"
+            ))
         })
     }
 
@@ -137,9 +139,9 @@ impl Control for Service {
         let TransferRequest { to, reason, actor } = request.into_inner();
         let to = match to.as_str() {
             "" => None,
-            to => Some(
-                DeviceId::new(to).map_err(|e| Status::invalid_argument(format!("the device id {e}")))?,
-            ),
+            to => {
+                Some(DeviceId::new(to).map_err(|e| Status::invalid_argument(format!("the device id {e}")))?)
+            }
         };
         plain("reason", &reason, REASON_MAX_BYTES)?;
         plain("actor", &actor, ACTOR_MAX_BYTES)?;
@@ -147,10 +149,9 @@ impl Control for Service {
         tracing::info!("{actor} asks for a handover to {}", to.as_ref().map_or("any device", |d| d.as_str()));
         let transfer = self.door.transfer(Transfer { to, reason, actor });
         match tokio::time::timeout(TRANSFER_TIME, transfer).await {
-            Ok(Ok(done)) => Ok(Response::new(TransferReply {
-                device: done.device.to_string(),
-                epoch: done.epoch.get(),
-            })),
+            Ok(Ok(done)) => {
+                Ok(Response::new(TransferReply { device: done.device.to_string(), epoch: done.epoch.get() }))
+            }
             Ok(Err(refusal)) => Err(match &refusal {
                 Refusal::NoSuchDevice(text) => Status::not_found(text.clone()),
                 Refusal::Unfit(text) => Status::failed_precondition(text.clone()),
@@ -183,7 +184,9 @@ fn plain(name: &str, text: &str, max_bytes: usize) -> Result<(), Status> {
         return Err(Status::invalid_argument(format!("{name} is longer than {max_bytes} bytes")));
     }
     if text.chars().any(char::is_control) {
-        return Err(Status::invalid_argument(format!("{name} holds control characters; write one plain line")));
+        return Err(Status::invalid_argument(format!(
+            "{name} holds control characters; write one plain line"
+        )));
     }
     Ok(())
 }
@@ -219,7 +222,12 @@ fn status(report: Report, json: String) -> proto::Status {
         conditions: report
             .conditions
             .into_iter()
-            .map(|c| proto::Condition { name: c.name, severity: c.severity, detail: c.detail, advice: c.advice })
+            .map(|c| proto::Condition {
+                name: c.name,
+                severity: c.severity,
+                detail: c.detail,
+                advice: c.advice,
+            })
             .collect(),
     }
 }

@@ -39,7 +39,9 @@ impl Lapsing for Answer {
 
     fn says_the_same_as(&self, other: &Answer) -> bool {
         match (self, other) {
-            (Answer::Known { owner: a, epoch: e, .. }, Answer::Known { owner: b, epoch: f, .. }) => a == b && e == f,
+            (Answer::Known { owner: a, epoch: e, .. }, Answer::Known { owner: b, epoch: f, .. }) => {
+                a == b && e == f
+            }
             (Answer::Unknown { reason: a }, Answer::Unknown { reason: b }) => a == b,
             _ => false,
         }
@@ -131,7 +133,11 @@ impl<T: Lapsing> Told<T> {
         let half = half(last, *told_at)?;
         // Past the half there was nothing longer to tell: then the end is what remains. An answer counts as lapsed
         // one millisecond early.
-        if now < half { Some(half) } else { last.until().map(|until| until.before(Duration::from_nanos(999_999))) }
+        if now < half {
+            Some(half)
+        } else {
+            last.until().map(|until| until.before(Duration::from_nanos(999_999)))
+        }
     }
 }
 

@@ -151,8 +151,7 @@ mod tests {
     #[test]
     fn nothing_is_said_after_it_lapsed() {
         let until = Moment::from_nanos(5_000_000);
-        let known =
-            Answer::Known { owner: None, epoch: Epoch::ZERO, until, reason: "nobody owns".into() };
+        let known = Answer::Known { owner: None, epoch: Epoch::ZERO, until, reason: "nobody owns".into() };
         assert_eq!(known.at(Moment::from_nanos(4_000_000)), known);
         assert!(matches!(known.at(Moment::from_nanos(4_000_001)), Answer::Unknown { .. }));
         assert!(matches!(known.at(Moment::from_nanos(9_000_000)), Answer::Unknown { .. }));

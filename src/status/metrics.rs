@@ -99,20 +99,48 @@ impl Metrics {
         let r = &mut registry;
         r.register("owner", "1 if this device owns the workload and can vouch for it", states.owner.clone());
         r.register("epoch", "Epoch of the newest ownership this device knows", states.epoch.clone());
-        r.register("lease_seconds_left", "How long this device's lease still runs; 0 without one", states.lease_left.clone());
+        r.register(
+            "lease_seconds_left",
+            "How long this device's lease still runs; 0 without one",
+            states.lease_left.clone(),
+        );
         r.register("quorum", "1 if this device hears from a majority", states.quorum.clone());
-        r.register("leader", "1 if this device leads the Raft group; says nothing about ownership", states.leader.clone());
+        r.register(
+            "leader",
+            "1 if this device leads the Raft group; says nothing about ownership",
+            states.leader.clone(),
+        );
         r.register("devices_may_fail", "How many more devices the site can lose", states.may_fail.clone());
         r.register("elections", "Elections that this device began", events.elections.clone());
-        r.register("ownership_changes", "Ownerships that began, by what began them", events.ownership_changes.clone());
-        r.register("takeover_seconds", "From the last sign of the old owner to the claim of the new one", events.takeover.clone());
+        r.register(
+            "ownership_changes",
+            "Ownerships that began, by what began them",
+            events.ownership_changes.clone(),
+        );
+        r.register(
+            "takeover_seconds",
+            "From the last sign of the old owner to the claim of the new one",
+            events.takeover.clone(),
+        );
         r.register("peer_rtt_seconds", "Round trips of renewals, by device", events.peer_rtt.clone());
         r.register("fsync_seconds", "How long the disk took to make a write durable", events.fsync.clone());
         r.register("hub_in_sync", "1 if all twins are known to show the record", states.hub_in_sync.clone());
-        r.register("hub_lag_seconds", "How long the oldest change has been waiting for the hub", states.hub_lag.clone());
+        r.register(
+            "hub_lag_seconds",
+            "How long the oldest change has been waiting for the hub",
+            states.hub_lag.clone(),
+        );
         r.register("hub_requests", "Answers of the hub, by code", states.hub_requests.clone());
-        r.register("workload_up", "1 if the workload was observed running on this device", states.workload_up.clone());
-        r.register("workload_failures", "How often in a row the workload has ended by itself", states.workload_failures.clone());
+        r.register(
+            "workload_up",
+            "1 if the workload was observed running on this device",
+            states.workload_up.clone(),
+        );
+        r.register(
+            "workload_failures",
+            "How often in a row the workload has ended by itself",
+            states.workload_failures.clone(),
+        );
         r.register("member_reachable", "1 if the member answers", states.member_reachable.clone());
         r.register("peers_refused", "Calls of sidecars that do not belong here", states.refused.clone());
         r.register("uptime_seconds", "Since this sidecar started", states.uptime.clone());
@@ -138,7 +166,11 @@ impl Metrics {
 
     /// A member answered a renewal after this long.
     pub fn peer_rtt(&self, device: &str, rtt: Duration) {
-        self.inner.events.peer_rtt.get_or_create(&vec![("device", device.to_owned())]).observe(rtt.as_secs_f64());
+        self.inner
+            .events
+            .peer_rtt
+            .get_or_create(&vec![("device", device.to_owned())])
+            .observe(rtt.as_secs_f64());
     }
 
     /// A write became durable after this long.

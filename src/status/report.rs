@@ -256,7 +256,8 @@ mod tests {
 
     #[test]
     fn reads_reports_of_other_versions() {
-        let newer = r#"{"site":"plant-7","role":"observer","added_later":{"x":1},"members":[{"device":"edge-1"}]}"#;
+        let newer =
+            r#"{"site":"plant-7","role":"observer","added_later":{"x":1},"members":[{"device":"edge-1"}]}"#;
         let report: Report = serde_json::from_str(newer).expect("reads");
         assert_eq!(report.role, Role::Unknown);
         assert_eq!(report.members[0].device, "edge-1");

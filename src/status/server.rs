@@ -117,8 +117,7 @@ async fn connection(stream: TcpStream, service: Router, stop: CancellationToken)
         .header_read_timeout(HEADER_TIME)
         .max_buf_size(HEADER_BYTES_MAX)
         .max_headers(64);
-    let mut served =
-        pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
+    let mut served = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
     tokio::select! {
         _ = served.as_mut() => return,
         () = stop.cancelled() => {}
@@ -199,7 +198,8 @@ async fn page() -> Response {
 }
 
 async fn not_found() -> Response {
-    let paths = ["/", "/owner", "/standby", "/health/live", "/health/ready", "/v1/status", "/v1/history", "/metrics"];
+    let paths =
+        ["/", "/owner", "/standby", "/health/live", "/health/ready", "/v1/status", "/v1/history", "/metrics"];
     fresh((StatusCode::NOT_FOUND, Json(json!({ "error": "there is no such page", "pages": paths }))))
 }
 
