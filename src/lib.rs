@@ -20,5 +20,13 @@ pub mod workload;
 // Floor 3: loops.
 pub mod reconcile;
 
+// Floor 4: faces.
+pub mod config;
+pub mod control;
+#[cfg(feature = "emulator")]
+pub mod emulator;
+pub mod status;
+
 // Floor 5: assembly.
+pub mod cli;
 pub mod node;

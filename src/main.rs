@@ -1,10 +1,11 @@
-//! Parses the command line, hands over to the command, and turns its result into the exit code.
+//! Hands the command line and the environment to `cli/`, and its exit code to the system.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // The fencer and its kin are this binary too, and know nothing of the command line below.
     if let Some(code) = quorate::workload::internal_command() {
         return code;
     }
-    ExitCode::SUCCESS
+    ExitCode::from(quorate::cli::main(std::env::args_os(), &quorate::config::Environment::real()))
 }

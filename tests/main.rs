@@ -2,6 +2,10 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests may")]
 #![expect(unreachable_pub, reason = "the modules of one binary")]
 
+/// The command line as people meet it: help texts, configuration faults, exit codes.
+mod cli;
+/// One suite per door, against each implementation of it.
+mod conformance;
 /// Real processes: the fencer and its workload, SIGKILL, SIGSTOP, orphans.
 mod process;
 /// Stories of a simulated site.

@@ -1,0 +1,176 @@
+//! The log of `quorate run`: lines as IoT Edge's own modules write them, or JSON.
+//!
+//! `<6> 2026-11-02 08:15:30.123 +00:00 [INF] - text` is what edgeAgent's log filter and its level parser read. One
+//! event is one line, whatever text it carries. The time is the wall clock's, for display. Lines go to stderr, without
+//! colour.
+
+use std::{fmt, sync::Arc};
+
+use tracing::{
+    Event, Level, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{
+    Layer as _, Registry,
+    filter::{LevelFilter, Targets},
+    fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, format::Writer, time::FormatTime},
+    layer::SubscriberExt as _,
+    registry::LookupSpan,
+};
+
+use super::when::date;
+use crate::{
+    clock::Clock,
+    config::{Log, LogFormat},
+};
+
+/// A subscriber that writes to `writer`. Other crates' events are shown from `warn` on, so that `debug` shows ours.
+pub(super) fn subscriber<W>(log: Log, clock: Arc<dyn Clock>, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filter = Targets::new()
+        .with_default(LevelFilter::from_level(log.level.min(Level::WARN)))
+        .with_target("quorate", log.level);
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
+    let layer = match log.format {
+        LogFormat::Text => layer.event_format(Line(clock)).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).with_timer(Wall(clock)).boxed(),
+    };
+    Registry::default().with(layer.with_filter(filter))
+}
+
+struct Wall(Arc<dyn Clock>);
+
+impl FormatTime for Wall {
+    fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
+        write!(w, "{}Z", date(self.0.wall_ms()).replacen(' ', "T", 1))
+    }
+}
+
+struct Line(Arc<dyn Clock>);
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let (syslog, name) = match *event.metadata().level() {
+            Level::ERROR => (3, "ERR"),
+            Level::WARN => (4, "WRN"),
+            Level::INFO => (6, "INF"),
+            Level::DEBUG => (7, "DBG"),
+            Level::TRACE => (7, "VRB"),
+        };
+        let mut text = Text::default();
+        event.record(&mut text);
+        write!(writer, "<{syslog}> {} +00:00 [{name}] - ", date(self.0.wall_ms()))?;
+        for c in text.message.chars().chain(text.fields.chars()) {
+            // A line break or terminal code inside a text from outside must not make a line of its own.
+            if c.is_control() { write!(writer, "{}", c.escape_default())? } else { writer.write_char(c)? }
+        }
+        writer.write_char('\n')
+    }
+}
+
+/// The message, then the other fields as ` name=value`.
+#[derive(Default)]
+struct Text {
+    message: String,
+    fields: String,
+}
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        use fmt::Write as _;
+        // Writing into a String cannot fail.
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.fields, " {name}={value:?}"),
+        };
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => self.message.push_str(value),
+            name => {
+                self.fields.push(' ');
+                self.fields.push_str(name);
+                self.fields.push('=');
+                self.fields.push_str(value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Mutex, PoisonError},
+    };
+
+    use super::*;
+    use crate::clock::Moment;
+
+    #[derive(Debug)]
+    struct Fixed;
+    impl Clock for Fixed {
+        fn now(&self) -> Moment {
+            Moment::default()
+        }
+        fn wall_ms(&self) -> u64 {
+            1_793_607_330_123
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Sink {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(data);
+            Ok(data.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat, level: Level) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let subscriber = subscriber(Log { level, format }, Arc::new(Fixed), move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(epoch = 17, device = "edge-1", "started");
+            tracing::warn!("two\nlines \u{1b}[2J");
+            tracing::debug!("hidden");
+            tracing::info!(target: "openraft::core", "hidden");
+        });
+        let bytes = sink.0.lock().expect("no panic").clone();
+        String::from_utf8(bytes).expect("text")
+    }
+
+    #[test]
+    fn text_is_what_iot_edge_reads() {
+        let expected = "<6> 2026-11-02 08:15:30.123 +00:00 [INF] - started epoch=17 device=edge-1\n\
+                        <4> 2026-11-02 08:15:30.123 +00:00 [WRN] - two\\nlines \\u{1b}[2J\n";
+        assert_eq!(logged(LogFormat::Text, Level::INFO), expected);
+        assert!(logged(LogFormat::Text, Level::DEBUG).contains("<7>"));
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let text = logged(LogFormat::Json, Level::INFO);
+        let first: serde_json::Value =
+            serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+        assert_eq!(first["timestamp"], "2026-11-02T08:15:30.123Z");
+        assert_eq!((&first["message"], &first["epoch"]), (&"started".into(), &17.into()));
+        assert_eq!(text.lines().count(), 2);
+    }
+}

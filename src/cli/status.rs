@@ -1,0 +1,272 @@
+//! `quorate status`: the site at one glance, in 80 columns.
+//!
+//! The JSON form is the same document as `GET /v1/status`. The text form is for people and may change.
+
+use std::{fmt::Write as _, time::Duration};
+
+use super::{
+    DONE, Stop,
+    client::{ANSWER_TIME, Target, Trouble},
+    colour, say,
+    when::{date_seconds, span},
+    wrap,
+};
+use crate::{config::Environment, control::proto::GetStatusRequest, status::report::Report};
+
+const WIDTH: usize = 80;
+const REDRAW: Duration = Duration::from_secs(1);
+
+/// Show the site: owner, devices, hub, conditions
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  quorate status\n  quorate status --watch\n  \
+                        quorate status --json --endpoint http://10.0.0.12:7601")]
+pub(super) struct Args {
+    #[command(flatten)]
+    target: Target,
+    /// Draw it again every second, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    /// Print the document of GET /v1/status; with --watch, one line each second
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Stop> {
+    let paint = Paint(colour(environment) && !args.json);
+    if !args.watch {
+        show(&ask(&args, environment).await?, &args, paint)?;
+        return Ok(DONE);
+    }
+    loop {
+        let answer = ask(&args, environment).await;
+        if paint.0 {
+            // Home, and clear what is below.
+            say_raw("\x1b[H\x1b[J")?;
+        }
+        match answer {
+            Ok(report) => show(&report, &args, paint)?,
+            // It may come back, and then goes on.
+            Err(trouble) => super::tell(&trouble.to_string()),
+        }
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => return Ok(DONE),
+            () = tokio::time::sleep(REDRAW) => {}
+        }
+    }
+}
+
+fn say_raw(code: &str) -> Result<(), u8> {
+    use std::io::Write as _;
+    std::io::stdout().write_all(code.as_bytes()).map_err(|_| DONE)
+}
+
+async fn ask(args: &Args, environment: &Environment) -> Result<String, Trouble> {
+    let mut client = args.target.connect(environment, ANSWER_TIME).await?;
+    let answer = client.stub.get_status(GetStatusRequest {}).await;
+    Ok(answer.map_err(|status| client.trouble(&status))?.into_inner().json)
+}
+
+fn show(json: &str, args: &Args, paint: Paint) -> Result<(), Stop> {
+    if args.json {
+        return Ok(say(json)?);
+    }
+    let report: Report = serde_json::from_str(json).map_err(|e| Trouble {
+        message: format!("the sidecar's status cannot be read: {e}"),
+        hint: "use the command of the sidecar's version, or --json".into(),
+        code: super::REFUSED,
+    })?;
+    Ok(say(&text(&report, paint))?)
+}
+
+/// Colours for terminals; plain text elsewhere.
+#[derive(Debug, Clone, Copy)]
+struct Paint(bool);
+
+impl Paint {
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+    fn good(self, text: &str) -> String {
+        self.with("32", text)
+    }
+    fn warn(self, text: &str) -> String {
+        self.with("33", text)
+    }
+    fn bad(self, text: &str) -> String {
+        self.with("31", text)
+    }
+    fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+}
+
+/// Text from other devices; a control code in it must not reach the terminal.
+fn safe(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn text(report: &Report, paint: Paint) -> String {
+    let mut out = String::new();
+    head(&mut out, report, paint);
+    members(&mut out, report, paint);
+    rest(&mut out, report);
+    conditions(&mut out, report, paint);
+    out
+}
+
+/// A row `name     text`, wrapped; blank name in further lines.
+fn row(out: &mut String, name: &str, text: &str) {
+    for (i, line) in wrap(&safe(text), WIDTH - 10).iter().enumerate() {
+        let _ = writeln!(out, "{:<10}{line}", if i == 0 { name } else { "" });
+    }
+}
+
+fn head(out: &mut String, r: &Report, paint: Paint) {
+    let owner = match (&r.owner.known, &r.owner.device) {
+        (true, Some(device)) => paint.good(&paint.bold(&safe(device))),
+        (true, None) => paint.bad("nobody"),
+        (false, _) => paint.warn("unknown"),
+    };
+    let _ = writeln!(out, "{:<10}{owner}", "owner");
+    let validity =
+        if r.owner.known { format!(", true for {}", span(r.owner.valid_for_ms)) } else { String::new() };
+    row(out, "epoch", &format!("{}{validity}", r.epoch));
+    row(out, "because", &r.owner.reason);
+    let lease = r.lease_left_ms.map_or_else(String::new, |ms| format!(", lease {}", span(ms)));
+    row(
+        out,
+        "site",
+        &format!(
+            "{} as seen by {}: {}{lease}, up {}, version {}",
+            r.site,
+            r.device,
+            r.role.name(),
+            span(r.uptime_ms),
+            r.version
+        ),
+    );
+    let quorum = if r.quorum { "a majority is heard" } else { "NO majority is heard" };
+    let spare = match r.devices_may_fail {
+        0 => "no further device may fail".to_owned(),
+        1 => "1 more device may fail".to_owned(),
+        n => format!("{n} more devices may fail"),
+    };
+    let words = format!("{quorum}; {spare}");
+    let words = if !r.quorum {
+        paint.bad(&words)
+    } else if r.devices_may_fail == 0 {
+        paint.warn(&words)
+    } else {
+        words
+    };
+    let _ = writeln!(out, "{:<10}{words}", "reserve");
+}
+
+fn members(out: &mut String, r: &Report, paint: Paint) {
+    let cell = |text: &str, width: usize| {
+        let text = safe(text);
+        if text.chars().count() > width {
+            text.chars().take(width - 1).chain(['…']).collect()
+        } else {
+            text
+        }
+    };
+    let _ = writeln!(
+        out,
+        "\n{:<24}{:<9}{:<10}{:<12}{:<13}{}",
+        "DEVICE", "ROLE", "STATE", "LAST HEARD", "MAY OWN", "BUILD"
+    );
+    for m in &r.members {
+        let here = m.device == r.device;
+        let state = format!("{:<10}", if m.reachable { "reachable" } else { "silent" });
+        let state = if m.reachable { state } else { paint.bad(&state) };
+        let heard = match m.last_heard_ms {
+            _ if here => "here".to_owned(),
+            Some(ms) => span(ms),
+            None => "never".to_owned(),
+        };
+        let may_own = if m.fit { "yes" } else { "no" };
+        let _ = writeln!(
+            out,
+            "{:<24}{:<9}{state}{heard:<12}{may_own:<13}{}",
+            cell(&m.device, 23),
+            cell(&m.role, 8),
+            cell(&m.build, 12),
+        );
+        if let Some(reason) = m.unfit_reason.as_ref().filter(|_| !m.fit) {
+            for line in wrap(&safe(reason), WIDTH - 4) {
+                let _ = writeln!(out, "    {line}");
+            }
+        }
+    }
+    out.push('\n');
+}
+
+fn rest(out: &mut String, r: &Report) {
+    let w = &r.workload;
+    let mut work =
+        if w.kind == "none" { "none".to_owned() } else { format!("{}, {} here", w.kind, w.observed) };
+    if let Some(epoch) = w.epoch {
+        let _ = write!(work, ", epoch {epoch}");
+    }
+    if let Some(pid) = w.pid {
+        let _ = write!(work, ", process {pid}");
+    }
+    if w.failures > 0 {
+        let _ = write!(work, ", ended by itself {} times in a row", w.failures);
+    }
+    row(out, "workload", &work);
+    let h = &r.hub;
+    let hub = match (h.mirror.as_str(), h.last_success_unix_ms) {
+        ("off" | "", _) => "not mirrored".to_owned(),
+        (_, last) => {
+            let sync =
+                if h.in_sync { "in sync".to_owned() } else { format!("behind for {}", span(h.lag_ms)) };
+            let last = last.map_or_else(
+                || "no success yet".to_owned(),
+                |ms| format!("last success {} UTC", date_seconds(ms)),
+            );
+            format!("{}: {sync}, {last}", h.name)
+        }
+    };
+    row(out, "hub", &hub);
+    for device in h.devices.iter().filter(|d| d.error.is_some()) {
+        row(out, "", &format!("{}: {}", device.device, device.error.as_deref().unwrap_or("")));
+    }
+    if let Some(decision) = &r.last_decision {
+        row(out, "decided", &decision.reason);
+    }
+    row(out, "timing", &r.timing);
+    for knock in &r.knocks {
+        row(
+            out,
+            "refused",
+            &format!("{} ({}), {} times: {}", knock.address, knock.device, knock.count, knock.reason),
+        );
+    }
+}
+
+fn conditions(out: &mut String, r: &Report, paint: Paint) {
+    if r.conditions.is_empty() {
+        row(out, "trouble", "none");
+        return;
+    }
+    out.push('\n');
+    for c in &r.conditions {
+        let name = safe(&c.name);
+        let name = match c.severity.as_str() {
+            "critical" => paint.bad(&name),
+            "warning" => paint.warn(&name),
+            _ => name,
+        };
+        let _ = writeln!(out, "{} {name}", safe(&c.severity).to_uppercase());
+        for line in wrap(&safe(&c.detail), WIDTH - 4).into_iter().chain(wrap(&safe(&c.advice), WIDTH - 4)) {
+            if !line.is_empty() {
+                let _ = writeln!(out, "    {line}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+use super::*;
+use crate::{
+    condition::{Condition, Raised},
+    status::report::{Hub, Knock, Member, Owner, Role, Workload},
+};
+
+fn report() -> Report {
+    let member = |device: &str, reachable, unfit: Option<&str>| Member {
+        device: device.into(),
+        address: format!("{device}.plant:7600"),
+        role: "voter".into(),
+        reachable,
+        last_heard_ms: Some(if reachable { 80 } else { 95_000 }),
+        build: "0.1.0".into(),
+        fit: unfit.is_none(),
+        unfit_reason: unfit.map(str::to_owned),
+    };
+    Report {
+        site: "plant-7".into(),
+        device: "edge-1".into(),
+        version: "0.1.0".into(),
+        uptime_ms: 7_300_000,
+        owner: Owner {
+            known: true,
+            device: Some("edge-2".into()),
+            epoch: 17,
+            valid_for_ms: 350,
+            reason: "edge-2 claimed after edge-3 was not heard for 620 ms".into(),
+        },
+        epoch: 17,
+        role: Role::Follower,
+        quorum: true,
+        members: vec![
+            member("edge-1", true, None),
+            member("edge-2", true, None),
+            member("edge-3", false, Some("it has not been heard for 95 s")),
+        ],
+        workload: Workload { kind: "process".into(), observed: "stopped".into(), ..Workload::default() },
+        hub: Hub {
+            mirror: "device-twin".into(),
+            name: "plant.azure-devices.net".into(),
+            lag_ms: 40_000,
+            last_success_unix_ms: Some(1_793_607_330_000),
+            ..Hub::default()
+        },
+        conditions: vec![(&Raised::new(Condition::NoSpare, "edge-3 is silent")).into()],
+        timing: "the owner may act 400ms after it last asked a quorum".into(),
+        knocks: vec![Knock {
+            address: "10.0.0.9:50112".into(),
+            device: "edge-9".into(),
+            reason: "another site: plant-8".into(),
+            count: 4,
+            last_unix_ms: 0,
+        }],
+        ..Report::default()
+    }
+}
+
+#[test]
+fn fits_80_columns_and_says_the_main_things() {
+    let shown = text(&report(), Paint(false));
+    let expected = "\
+owner     edge-2
+epoch     17, true for 350 ms
+because   edge-2 claimed after edge-3 was not heard for 620 ms
+site      plant-7 as seen by edge-1: follower, up 2 h, version 0.1.0
+reserve   a majority is heard; no further device may fail
+
+DEVICE                  ROLE     STATE     LAST HEARD  MAY OWN      BUILD
+edge-1                  voter    reachable here        yes          0.1.0
+edge-2                  voter    reachable 80 ms       yes          0.1.0
+edge-3                  voter    silent    95 s        no           0.1.0
+    it has not been heard for 95 s
+
+workload  process, stopped here
+hub       plant.azure-devices.net: behind for 40 s, last success 2026-11-02
+          08:15:30 UTC
+timing    the owner may act 400ms after it last asked a quorum
+refused   10.0.0.9:50112 (edge-9), 4 times: another site: plant-8
+
+WARNING no.spare
+    edge-3 is silent
+    Bring the missing devices back; a site of two devices needs a third voter to
+    survive a loss.
+";
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn hostile_texts_stay_inside_their_columns() {
+    let mut hostile = report();
+    let long = "x".repeat(128);
+    hostile.device = long.clone();
+    hostile.site = long.clone();
+    hostile.owner.reason = format!("\u{1b}[2J\n{long}{long}");
+    hostile.members[0].device = long;
+    let shown = text(&hostile, Paint(false));
+    assert!(shown.lines().all(|line| line.chars().count() <= WIDTH), "{shown}");
+    assert!(!shown.contains('\u{1b}'));
+}
+
+#[test]
+fn colours_only_where_asked_for_and_an_unknown_owner_is_no_owner() {
+    let mut unknown = report();
+    unknown.owner = Owner { reason: "no majority".into(), ..Owner::default() };
+    let plain = text(&unknown, Paint(false));
+    assert!(plain.starts_with("owner     unknown\n") && !plain.contains("true for"), "{plain}");
+    assert!(text(&unknown, Paint(true)).starts_with("owner     \u{1b}[33munknown"));
+}

@@ -1,0 +1,287 @@
+//! The configuration: one TOML file that serves every device of the site, plus the environment, made into one value
+//! that cannot be contradictory.
+//!
+//! [`load`] returns either a [`Config`] or all [`Faults`] at once, each with the file or variable, the key, what is
+//! wrong and what to write instead; the caller exits with code 78, because a restart will not help. Nothing here
+//! listens, connects or creates: it only reads the file, the secret's file and the certificate's file. The sections
+//! are read in one file each; `section.rs` holds how, `source.rs` from where.
+
+mod duration;
+mod fault;
+mod hub;
+mod listeners;
+mod section;
+mod site;
+mod source;
+#[cfg(test)]
+mod tests;
+mod workload;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use self::section::{Notes, Section};
+pub use self::{
+    duration::{parse as parse_duration, show as show_duration},
+    fault::{Fault, Faults, Where},
+    source::Environment,
+};
+use crate::{
+    id::DeviceId,
+    site::{Member, Site},
+};
+
+/// Where the file is looked for if nobody says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/quorate/quorate.toml";
+
+/// Everything a sidecar must know before it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The file it came from; it may not exist if all settings came from the environment.
+    pub file: PathBuf,
+    /// The site: the same on all members.
+    pub site: Site,
+    /// This device; one of `site.members`.
+    pub me: DeviceId,
+    /// Where members reach this sidecar.
+    pub peer: Peer,
+    /// Where people and workloads reach it.
+    pub control: Control,
+    /// Where browsers, probes and metrics collectors reach it.
+    pub http: Http,
+    /// Where it keeps what it promised.
+    pub storage: Storage,
+    /// What runs on the owner.
+    pub workload: Workload,
+    /// Whether the cloud is told.
+    pub hub: Hub,
+    /// What is logged and how.
+    pub log: Log,
+}
+
+impl Config {
+    /// This device as a member of the site.
+    pub fn my_member(&self) -> Option<&Member> {
+        self.site.member(&self.me)
+    }
+
+    /// What is allowed but deserves a line in the log: one sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(listen) = self.control.listen.filter(|l| !l.ip().is_loopback()) {
+            warnings.push(format!(
+                "control.listen is {listen}: whoever reaches it can move the workload; it has no encryption and no \
+                 password in this version"
+            ));
+        }
+        let voters = self.site.members.len();
+        if voters % 2 == 0 {
+            warnings.push(format!(
+                "site.members has {voters} votes: an even number survives no more losses than {}; a witness helps",
+                voters - 1
+            ));
+        }
+        warnings
+    }
+}
+
+/// Section `peer`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// `peer.listen`. Default: all interfaces, on the port of this device's address in `site.members`.
+    pub listen: SocketAddr,
+}
+
+/// Section `control`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Control {
+    /// `control.listen`. Default `127.0.0.1:7601`; `"off"` for none.
+    pub listen: Option<SocketAddr>,
+    /// `control.socket`, at most 107 bytes. Default `/run/quorate/control.sock` if this user may use or create that
+    /// folder, else `control.sock` in `storage.path`; `"off"` for none.
+    pub socket: Option<PathBuf>,
+}
+
+/// Section `http`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// `http.listen`. Default `0.0.0.0:9600`.
+    pub listen: SocketAddr,
+}
+
+/// Section `storage`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Storage {
+    /// `storage.path`, absolute. Default `/var/lib/quorate`.
+    pub path: PathBuf,
+}
+
+/// Section `workload`. Its `stop_grace` is part of the site's timing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Workload {
+    /// `kind = "none"`, the default: nothing is started, others only ask who owns.
+    None,
+    /// `kind = "process"`.
+    Process {
+        /// The program and its arguments. Never empty.
+        command: Vec<String>,
+        /// Where it runs; the sidecar's own folder if absent.
+        working_dir: Option<PathBuf>,
+        /// Added to what the sidecar sets.
+        env: BTreeMap<String, String>,
+    },
+}
+
+/// Section `hub`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hub {
+    /// `mirror = "off"`, the default.
+    Off,
+    /// `mirror = "device-twin"`: the flag stands in each device's own twin.
+    DeviceTwin {
+        /// `hub.flag`: names below `properties.desired`. Default `["quorate"]`. Never empty.
+        flag_path: Vec<String>,
+        /// A shared access policy's connection string.
+        connection_string: Secret,
+        /// `hub.ca_file`: trusted besides the usual roots.
+        ca_file: Option<PathBuf>,
+        /// `hub.refresh`: how often the twins are compared when nothing changed. 1 s to 24 h. Default 10 min.
+        refresh: Duration,
+    },
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text, for the one place that signs with it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(not shown)")
+    }
+}
+
+/// Section `log`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// `log.level`: `error`, `warn`, `info`, `debug` or `trace`. Default `info`.
+    pub level: tracing::Level,
+    /// `log.format`: `text` (the default; lines as IoT Edge's own modules write them) or `json`.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `<6> 2026-11-02 08:15:30.123 +00:00 [INF] - text`
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Reads and checks everything.
+///
+/// `file` is what `--config` or `QUORATE_CONFIG` names; without it [`DEFAULT_FILE`] is read, and may be absent if the
+/// environment holds settings.
+///
+/// # Errors
+/// All [`Faults`].
+pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Config, Faults> {
+    let named = file.map(Path::to_path_buf).or_else(|| environment.get("QUORATE_CONFIG").map(PathBuf::from));
+    let path = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    let (node, faults) = source::read(&path, named.is_some(), environment);
+    if !faults.is_empty() {
+        return Err(Faults(faults));
+    }
+    let mut notes = Notes::default();
+    let notes = &mut notes;
+    let mut root = Section::new("", node, notes);
+
+    let mut section = root.section("site", notes);
+    let id = site::site_id(&mut section, notes);
+    let (members, whole) = site::members(&mut section, notes);
+    let mut device = root.section("device", notes);
+    let me = site::me(&mut device, (&members, whole), environment, notes);
+    device.done(notes);
+    let mut work = root.section("workload", notes);
+    let grace = workload::stop_grace(&mut work, notes);
+    let timing = site::timing(&mut section, grace, &work, notes);
+    section.done(notes);
+    let workload = workload::read(work, notes);
+    let mine = me.as_ref().and_then(|me| members.iter().find(|m| m.device == *me));
+    let (peer, control, http, storage) = listeners::all(&mut root, mine, environment, notes);
+    let hub = hub::read(root.section("hub", notes), notes);
+    let log = log(root.section("log", notes), notes);
+    root.done(notes);
+    misnamed(environment, notes);
+
+    match (id, timing, me, workload) {
+        (Some(id), Some(timing), Some(me), Some(workload)) if notes.faults.is_empty() => Ok(Config {
+            file: path,
+            site: Site { id, members, timing },
+            me,
+            peer,
+            control,
+            http,
+            storage,
+            workload,
+            hub,
+            log,
+        }),
+        _ => {
+            let mut faults = std::mem::take(&mut notes.faults);
+            faults.sort_by(|a, b| a.at.cmp(&b.at));
+            Err(Faults(faults))
+        }
+    }
+}
+
+fn log(mut section: Section, notes: &mut Notes) -> Log {
+    let level = |text: &str| match text {
+        "error" => Ok(tracing::Level::ERROR),
+        "warn" => Ok(tracing::Level::WARN),
+        "info" => Ok(tracing::Level::INFO),
+        "debug" => Ok(tracing::Level::DEBUG),
+        "trace" => Ok(tracing::Level::TRACE),
+        other => Err(format!("{other:?} is not a level")),
+    };
+    let level =
+        section.parsed("level", notes, level, "write \"error\", \"warn\", \"info\", \"debug\" or \"trace\"");
+    let format = |text: &str| match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        other => Err(format!("{other:?} is not a format")),
+    };
+    let format = section.parsed("format", notes, format, "write \"text\" or \"json\"");
+    section.done(notes);
+    Log {
+        level: level.map_or(tracing::Level::INFO, |s| s.value),
+        format: format.map_or(LogFormat::Text, |s| s.value),
+    }
+}
+
+/// `QUORATE_HUB_MIRROR` would be ignored in silence, although it looks like a setting.
+fn misnamed(environment: &Environment, notes: &mut Notes) {
+    for name in environment.suspicious() {
+        let right = |key: &&String| {
+            let variable = format!("QUORATE_{}", key.to_uppercase().replace('.', "_"));
+            variable == name
+        };
+        if let Some(key) = notes.known.iter().find(right).cloned() {
+            let variable = format!("QUORATE_{}", key.to_uppercase().replace('.', "__"));
+            let at = Where::Environment(name.to_owned());
+            notes.fault(&at, &key, "is not set by this", format!("write {variable}, with two underscores"));
+        }
+    }
+}

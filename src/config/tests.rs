@@ -1,0 +1,174 @@
+use std::{collections::BTreeSet, fs, io::Write as _, path::Path};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::site::Role;
+
+const SITE: &str = r#"
+[site]
+id = "plant-7"
+
+[[site.members]]
+device = "edge-1"
+address = "10.0.0.11:7600"
+
+[[site.members]]
+device = "edge-2"
+address = "edge-2.plant:7700"
+
+[[site.members]]
+device = "edge-3"
+address = "[fd00::3]:7600"
+role = "witness"
+"#;
+
+const SECRET: &str = "HostName=h.azure-devices.net;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
+
+struct Place {
+    folder: tempfile::TempDir,
+    variables: BTreeMap<String, String>,
+}
+
+impl Place {
+    fn new(text: &str, variables: &[(&str, &str)]) -> Place {
+        let folder = tempfile::tempdir().expect("folder");
+        fs::write(folder.path().join("site.toml"), text).expect("writes");
+        let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Place { folder, variables }
+    }
+
+    fn load(&self) -> Result<Config, Faults> {
+        let environment =
+            Environment { variables: self.variables.clone(), run_dir: self.folder.path().join("run") };
+        load(Some(&self.folder.path().join("site.toml")), &environment)
+    }
+}
+
+fn loaded(text: &str, variables: &[(&str, &str)]) -> Config {
+    Place::new(text, variables).load().unwrap_or_else(|faults| panic!("{faults}"))
+}
+
+#[test]
+fn a_member_list_is_enough() {
+    let config = loaded(SITE, &[("IOTEDGE_DEVICEID", "edge-1")]);
+    assert_eq!(config.me.as_str(), "edge-1");
+    assert_eq!(config.my_member().map(|m| m.role), Some(Role::Voter));
+    assert_eq!(config.site.members[2].role, Role::Witness);
+    assert_eq!(config.peer.listen.to_string(), "0.0.0.0:7600");
+    assert_eq!(config.control.listen.map(|l| l.to_string()).as_deref(), Some("127.0.0.1:7601"));
+    assert_eq!(config.control.socket.as_deref(), Some(Path::new("/var/lib/quorate/control.sock")));
+    assert_eq!(config.http.listen.to_string(), "0.0.0.0:9600");
+    assert_eq!(config.storage.path, Path::new("/var/lib/quorate"));
+    assert_eq!((&config.workload, &config.hub), (&Workload::None, &Hub::Off));
+    assert_eq!(config.log, Log { level: tracing::Level::INFO, format: LogFormat::Text });
+    assert_eq!(config.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn each_device_listens_where_the_others_dial_it() {
+    let listen = |device: &str| loaded(SITE, &[("IOTEDGE_DEVICEID", device)]).peer.listen.to_string();
+    assert_eq!(listen("edge-2"), "0.0.0.0:7700");
+    assert_eq!(listen("edge-3"), "[::]:7600");
+}
+
+#[test]
+fn one_file_gives_all_devices_the_same_site() {
+    let digests: BTreeSet<u64> = ["edge-1", "edge-2", "edge-3"]
+        .map(|device| loaded(SITE, &[("IOTEDGE_DEVICEID", device)]).site.digest())
+        .into();
+    assert_eq!(digests.len(), 1);
+}
+
+#[test]
+fn the_environment_wins_and_may_say_everything() {
+    let text = format!("{SITE}\n[log]\nlevel = \"warn\"\n[device]\nid = \"edge-9\"\n");
+    let config = loaded(
+        &text,
+        &[
+            ("QUORATE_DEVICE__ID", "edge-2"),
+            ("IOTEDGE_DEVICEID", "edge-1"),
+            ("QUORATE_LOG__LEVEL", "debug"),
+            ("QUORATE_SITE__TIMING__HOLD", "900ms"),
+            ("QUORATE_SITE__TIMING__DRIFT_PPM", "20000"),
+            ("QUORATE_WORKLOAD__KIND", "process"),
+            ("QUORATE_WORKLOAD__COMMAND", r#"["/app/run", "--fast"]"#),
+            ("QUORATE_WORKLOAD__STOP_GRACE", "1s"),
+            ("QUORATE_WORKLOAD__ENV__Tz__Name", "UTC"),
+            ("QUORATE_CONTROL__LISTEN", "off"),
+            ("QUORATE_HUB__MIRROR", "device-twin"),
+            ("QUORATE_HUB__CONNECTION_STRING", SECRET),
+            ("QUORATE_HUB__FLAG", "plant.owner"),
+            ("QUORATE_ENDPOINT", "for the command line only"),
+        ],
+    );
+    assert_eq!(config.me.as_str(), "edge-2");
+    assert_eq!(config.log.level, tracing::Level::DEBUG);
+    assert_eq!(config.site.timing.hold(), Duration::from_millis(900));
+    assert_eq!(config.site.timing.stop_grace(), Duration::from_secs(1));
+    assert_eq!(config.control.listen, None);
+    let env = BTreeMap::from([("Tz__Name".to_owned(), "UTC".to_owned())]);
+    let command = vec!["/app/run".to_owned(), "--fast".to_owned()];
+    assert_eq!(config.workload, Workload::Process { command, working_dir: None, env });
+    let Hub::DeviceTwin { flag_path, connection_string, ca_file: None, refresh } = &config.hub else {
+        panic!("{:?}", config.hub)
+    };
+    assert_eq!(flag_path, &["plant", "owner"]);
+    assert_eq!(connection_string.expose(), SECRET);
+    assert_eq!(*refresh, Duration::from_secs(600));
+    assert!(!format!("{config:?}").contains("c2VjcmV0"));
+}
+
+#[test]
+fn the_environment_alone_is_enough() {
+    let folder = tempfile::tempdir().expect("folder");
+    let members = r#"[{device = "edge-1", address = "10.0.0.11:7600"}]"#;
+    let variables =
+        [("QUORATE_SITE__ID", "plant-7"), ("QUORATE_SITE__MEMBERS", members), ("IOTEDGE_DEVICEID", "edge-1")];
+    let variables = variables.map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let environment = Environment { variables: variables.into(), run_dir: folder.path().to_owned() };
+    let config = load(None, &environment).unwrap_or_else(|faults| panic!("{faults}"));
+    assert_eq!(config.site.members.len(), 1);
+    // This user may make a folder in the folder for running services, so the socket goes there.
+    assert_eq!(config.control.socket, Some(folder.path().join("quorate/control.sock")));
+}
+
+#[test]
+fn the_secret_may_come_from_a_file() {
+    let place = Place::new(SITE, &[("IOTEDGE_DEVICEID", "edge-1"), ("QUORATE_HUB__MIRROR", "device-twin")]);
+    let file = place.folder.path().join("secret");
+    writeln!(fs::File::create(&file).expect("creates"), "{SECRET}\n").expect("writes");
+    let mut place = place;
+    place.variables.insert("QUORATE_HUB__CONNECTION_STRING_FILE".into(), file.display().to_string());
+    let config = place.load().unwrap_or_else(|faults| panic!("{faults}"));
+    let Hub::DeviceTwin { connection_string, .. } = config.hub else { panic!("no mirror") };
+    assert_eq!(connection_string.expose(), SECRET);
+}
+
+#[test]
+fn warnings_name_what_is_risky() {
+    let text = SITE.replace("role = \"witness\"", "") + "[control]\nlisten = \"0.0.0.0:7601\"\n";
+    let two = text.replace("[[site.members]]\ndevice = \"edge-3\"\naddress = \"[fd00::3]:7600\"\n", "");
+    let warnings = loaded(&two, &[("IOTEDGE_DEVICEID", "edge-1")]).warnings();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever stands in the file or the environment: an answer, never a panic, and no secret in it.
+    #[test]
+    fn anything_gets_an_answer(
+        text in "([a-z\\[\\]{}\"'=.,0-9 \n#]|\\PC){0,200}",
+        key in "QUORATE_[A-Z_]{0,20}",
+        value in "[\\PC\\[{]{0,40}",
+    ) {
+        let variables = [(key.as_str(), value.as_str()), ("IOTEDGE_DEVICEID", "edge-1")];
+        for text in [text.clone(), format!("{SITE}{text}")] {
+            if let Err(faults) = Place::new(&text, &variables).load() {
+                prop_assert!(!faults.0.is_empty());
+                prop_assert!(faults.0.iter().all(|f| !f.to_string().replace("\n    ", "").contains(char::is_control)));
+            }
+        }
+    }
+}

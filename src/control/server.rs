@@ -1,0 +1,208 @@
+//! Serves gRPC over the listeners that are handed in: TCP, a Unix socket, or both.
+//!
+//! A client can cost one of a fixed number of connections and, until it has spoken HTTP/2, only for a few seconds.
+//! Messages and headers are small, so their limits are. What a connection does wrong ends that connection.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_util::{Stream, stream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Sleep,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Server, server::Connected};
+use tonic_health::pb::health_server::HealthServer;
+
+use super::{
+    proto::{self, control_server::ControlServer, ownership_server::OwnershipServer},
+    service::Service,
+    socket::Socket,
+};
+use crate::status::door::Handle;
+
+const CONNECTIONS_MAX: usize = 64;
+/// The client's side of HTTP/2 begins with a fixed text of this many bytes (RFC 9113, 3.4).
+const PREFACE_BYTES: usize = 24;
+/// Until then a connection is nobody.
+const PREFACE_TIME: Duration = Duration::from_secs(5);
+/// Requests are a few hundred bytes.
+const MESSAGE_MAX_BYTES: usize = 64 * 1024;
+const STREAMS_PER_CONNECTION: u32 = 32;
+/// A client that does not answer pings for this long together is gone, whatever TCP says.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_TIME: Duration = Duration::from_secs(5);
+/// How long open calls may still run when the server leaves.
+const GRACE: Duration = Duration::from_secs(2);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Where to serve. Both absent: nothing is served.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// For other machines or containers.
+    pub tcp: Option<TcpListener>,
+    /// For this device.
+    pub socket: Option<Socket>,
+}
+
+/// Why serving ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The contract compiled into this binary cannot be read back.
+    #[error("the descriptor for reflection cannot be read: {0}")]
+    Descriptor(#[from] tonic_reflection::server::Error),
+    /// The server failed as a whole.
+    #[error("the gRPC server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// Serves until `stop`; then streams end at once and calls within two seconds. The socket's file is removed.
+///
+/// # Errors
+/// [`Error`]; errors of single connections end only them.
+pub async fn serve(listeners: Listeners, door: Handle, stop: CancellationToken) -> Result<(), Error> {
+    let service = Service::new(door, stop.clone());
+    let reflect = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let router = Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_TIME))
+        .http2_max_header_list_size(16 * 1024)
+        .http2_max_pending_accept_reset_streams(Some(20))
+        .initial_connection_window_size(256 * 1024)
+        .initial_stream_window_size(64 * 1024)
+        .add_service(ControlServer::new(service.clone()).max_decoding_message_size(MESSAGE_MAX_BYTES))
+        .add_service(OwnershipServer::new(service.clone()).max_decoding_message_size(MESSAGE_MAX_BYTES))
+        .add_service(HealthServer::new(service).max_decoding_message_size(MESSAGE_MAX_BYTES))
+        .add_service(reflect().build_v1()?)
+        .add_service(reflect().build_v1alpha()?);
+    let serving = router.serve_with_incoming_shutdown(incoming(listeners), stop.clone().cancelled_owned());
+    let limit = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        ended = serving => Ok(ended?),
+        () = limit => Ok(()),
+    }
+}
+
+fn incoming(listeners: Listeners) -> impl Stream<Item = Result<Connection, io::Error>> {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    stream::unfold((listeners, slots), |(listeners, slots)| async move {
+        let slot = slots.clone().acquire_owned().await.ok()?;
+        let io = loop {
+            match accept(&listeners).await {
+                Ok(io) => break io,
+                Err(e) => {
+                    tracing::debug!("a gRPC connection could not be accepted: {e}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        };
+        let patience = Some(Box::pin(tokio::time::sleep(PREFACE_TIME)));
+        Some((Ok(Connection { io, heard: 0, patience, _slot: slot }), (listeners, slots)))
+    })
+}
+
+async fn accept(listeners: &Listeners) -> io::Result<Io> {
+    let tcp = async {
+        match &listeners.tcp {
+            Some(tcp) => tcp.accept().await.map(|(stream, _)| stream),
+            None => std::future::pending().await,
+        }
+    };
+    let unix = async {
+        match &listeners.socket {
+            Some(socket) => socket.accept().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        stream = tcp => {
+            let stream = stream?;
+            stream.set_nodelay(true)?;
+            Ok(Io::Tcp(stream))
+        }
+        stream = unix => Ok(Io::Unix(stream?)),
+    }
+}
+
+#[derive(Debug)]
+enum Io {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A connection that must begin to speak soon, and gives its slot back when it ends.
+#[derive(Debug)]
+struct Connection {
+    io: Io,
+    heard: usize,
+    patience: Option<Pin<Box<Sleep>>>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        let read = match &mut this.io {
+            Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        let Some(patience) = &mut this.patience else { return read };
+        this.heard += buf.filled().len() - before;
+        if this.heard >= PREFACE_BYTES {
+            this.patience = None;
+        } else if read.is_pending() {
+            ready!(patience.as_mut().poll(cx));
+            return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
+            Io::Unix(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Io::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The services `Control` and `Ownership` of `proto/control.proto`, over the door.
+//!
+//! It translates and limits, and decides nothing: texts from outside are checked for length and control characters,
+//! streams are counted, and whether a handover may happen is the node's answer.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{Stream, StreamExt as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::{
+    proto::{
+        self, GetLeaderRequest, GetStatusRequest, Leader, OwnershipState, TransferReply, TransferRequest,
+        WatchLeaderRequest, WatchOwnershipRequest, WhyReply, WhyRequest, control_server::Control,
+        ownership_server::Ownership,
+    },
+    watch::tell,
+};
+use crate::{
+    clock::Moment,
+    id::DeviceId,
+    status::{
+        door::{Answer, Handle, Permit, Refusal, Transfer, millis},
+        report::Report,
+    },
+};
+
+/// Open streams of all clients together.
+const STREAMS_MAX: usize = 64;
+/// The longest that a handover is waited for; what the node began, it finishes without us.
+const TRANSFER_TIME: Duration = Duration::from_secs(60);
+const REASON_MAX_BYTES: usize = 256;
+const ACTOR_MAX_BYTES: usize = 128;
+
+/// Both services. Cheap to clone; clones share the limit on streams.
+#[derive(Clone)]
+pub struct Service {
+    door: Handle,
+    streams: Arc<Semaphore>,
+    stop: CancellationToken,
+}
+
+impl Service {
+    /// Serves what `door` shows. Streams end when `stop` is cancelled.
+    pub fn new(door: Handle, stop: CancellationToken) -> Service {
+        Service { door, streams: Arc::new(Semaphore::new(STREAMS_MAX)), stop }
+    }
+
+    pub(super) fn slot(&self) -> Result<OwnedSemaphorePermit, Status> {
+        self.streams.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "{STREAMS_MAX} streams are open already; close some and try again"
+            ))
+        })
+    }
+
+    pub(super) fn door(&self) -> &Handle {
+        &self.door
+    }
+
+    pub(super) fn stop(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+}
+
+type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn leader(answer: &Answer, now: Moment) -> Leader {
+    match answer {
+        Answer::Known { owner, epoch, until, reason } => Leader {
+            known: true,
+            device: owner.as_ref().map(|d| d.to_string()).unwrap_or_default(),
+            epoch: epoch.get(),
+            valid_for_ms: millis(until.since(now)),
+            reason: reason.clone(),
+        },
+        Answer::Unknown { reason } => Leader { reason: reason.clone(), ..Leader::default() },
+    }
+}
+
+fn state(permit: &Permit, now: Moment) -> OwnershipState {
+    OwnershipState {
+        active: permit.active,
+        epoch: permit.epoch.get(),
+        valid_for_ms: if permit.active { millis(permit.until.since(now)) } else { 0 },
+        reason: permit.reason.clone(),
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Service {
+    async fn get_leader(&self, _: Request<GetLeaderRequest>) -> Result<Response<Leader>, Status> {
+        let now = self.door.clock().now();
+        let answer = self.door.answers().borrow().at(now);
+        match &answer {
+            Answer::Unknown { reason } => Err(Status::unavailable(reason.clone())),
+            Answer::Known { .. } => Ok(Response::new(leader(&answer, now))),
+        }
+    }
+
+    type WatchLeaderStream = Streaming<Leader>;
+
+    async fn watch_leader(
+        &self,
+        _: Request<WatchLeaderRequest>,
+    ) -> Result<Response<Self::WatchLeaderStream>, Status> {
+        let told = tell(self.door.answers(), self.door.clock(), self.slot()?, self.stop());
+        Ok(Response::new(told.map(|(answer, now)| Ok(leader(&answer, now))).boxed()))
+    }
+
+    async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<proto::Status>, Status> {
+        let report = self.door.report();
+        let json = serde_json::to_string(&report).map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(status(report, json)))
+    }
+
+    async fn why(&self, _: Request<WhyRequest>) -> Result<Response<WhyReply>, Status> {
+        let report = self.door.report();
+        let decision = report.last_decision.unwrap_or_default();
+        let changes = report.history.into_iter().map(|c| proto::OwnershipChange {
+            epoch: c.epoch,
+            device: c.device,
+            cause: c.cause,
+            actor: c.actor,
+            reason: c.reason,
+            since_unix_ms: c.since_unix_ms,
+            until_unix_ms: c.until_unix_ms.unwrap_or(0),
+        });
+        Ok(Response::new(WhyReply {
+            decision: decision.reason,
+            decided_unix_ms: decision.unix_ms,
+            changes: changes.collect(),
+        }))
+    }
+
+    async fn transfer(&self, request: Request<TransferRequest>) -> Result<Response<TransferReply>, Status> {
+        let TransferRequest { to, reason, actor } = request.into_inner();
+        let to = match to.as_str() {
+            "" => None,
+            to => {
+                Some(DeviceId::new(to).map_err(|e| Status::invalid_argument(format!("the device id {e}")))?)
+            }
+        };
+        plain("reason", &reason, REASON_MAX_BYTES)?;
+        plain("actor", &actor, ACTOR_MAX_BYTES)?;
+        let actor = if actor.is_empty() { "unknown".to_owned() } else { actor };
+        tracing::info!("{actor} asks for a handover to {}", to.as_ref().map_or("any device", |d| d.as_str()));
+        let transfer = self.door.transfer(Transfer { to, reason, actor });
+        match tokio::time::timeout(TRANSFER_TIME, transfer).await {
+            Ok(Ok(done)) => {
+                Ok(Response::new(TransferReply { device: done.device.to_string(), epoch: done.epoch.get() }))
+            }
+            Ok(Err(refusal)) => Err(match &refusal {
+                Refusal::NoSuchDevice(text) => Status::not_found(text.clone()),
+                Refusal::Unfit(text) => Status::failed_precondition(text.clone()),
+                Refusal::NotNow(text) => Status::unavailable(text.clone()),
+                Refusal::Unconfirmed(text) => Status::deadline_exceeded(text.clone()),
+            }),
+            Err(_) => Err(Status::deadline_exceeded(
+                "the handover was begun and is not confirmed yet; ask `quorate status`",
+            )),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Ownership for Service {
+    type WatchOwnershipStream = Streaming<OwnershipState>;
+
+    async fn watch_ownership(
+        &self,
+        _: Request<WatchOwnershipRequest>,
+    ) -> Result<Response<Self::WatchOwnershipStream>, Status> {
+        let told = tell(self.door.permits(), self.door.clock(), self.slot()?, self.stop());
+        Ok(Response::new(told.map(|(permit, now)| Ok(state(&permit, now))).boxed()))
+    }
+}
+
+/// Free text goes into the record, the log and every face, so it is short and harmless.
+fn plain(name: &str, text: &str, max_bytes: usize) -> Result<(), Status> {
+    if text.len() > max_bytes {
+        return Err(Status::invalid_argument(format!("{name} is longer than {max_bytes} bytes")));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Status::invalid_argument(format!(
+            "{name} holds control characters; write one plain line"
+        )));
+    }
+    Ok(())
+}
+
+fn status(report: Report, json: String) -> proto::Status {
+    let owner = report.owner;
+    proto::Status {
+        leader: Some(Leader {
+            known: owner.known,
+            device: owner.device.unwrap_or_default(),
+            epoch: owner.epoch,
+            valid_for_ms: owner.valid_for_ms,
+            reason: owner.reason,
+        }),
+        site: report.site,
+        device: report.device,
+        version: report.version,
+        json,
+        members: report
+            .members
+            .into_iter()
+            .map(|m| proto::Member {
+                device: m.device,
+                role: m.role,
+                address: m.address,
+                reachable: m.reachable,
+                last_heard_ms: m.last_heard_ms,
+                build: m.build,
+            })
+            .collect(),
+        devices_may_fail: report.devices_may_fail,
+        hub_in_sync: report.hub.in_sync,
+        conditions: report
+            .conditions
+            .into_iter()
+            .map(|c| proto::Condition {
+                name: c.name,
+                severity: c.severity,
+                detail: c.detail,
+                advice: c.advice,
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,162 @@
+//! The only thing that faces need from the node, and the rule that all of them share: no answer after it lapsed.
+//!
+//! `node/` implements [`Door`]; tests implement a small one. An [`Answer`] and a [`Permit`] carry the moment at which
+//! they stop being true, on the boot clock, and every face passes them through `at` before it shows them.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+use super::report::Report;
+use crate::{
+    clock::{Clock, Moment},
+    epoch::Epoch,
+    id::DeviceId,
+};
+
+/// A boxed future, so that the node can be handed in behind a pointer.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The node behind a pointer.
+pub type Handle = Arc<dyn Door>;
+
+/// What a node shows to its faces.
+pub trait Door: Send + Sync + 'static {
+    /// The snapshot. Answers from memory; never waits.
+    fn report(&self) -> Report;
+
+    /// This device.
+    fn me(&self) -> &DeviceId;
+
+    /// The boot clock that all moments below are on.
+    fn clock(&self) -> Arc<dyn Clock>;
+
+    /// Who owns, now and on every change. A renewal that only moves `until` is a change too. The sender lives as
+    /// long as the node; when it is dropped, the answer is unknown.
+    fn answers(&self) -> watch::Receiver<Answer>;
+
+    /// Whether the workload on this device may act, now and on every change. As for [`Door::answers`].
+    fn permits(&self) -> watch::Receiver<Permit>;
+
+    /// Planned handover. Returns when the new owner's claim is committed. Dropping the future does not undo it.
+    ///
+    /// # Errors
+    /// [`Refusal`], with the reason to show.
+    fn transfer(&self, transfer: Transfer) -> BoxFuture<'_, Result<Transferred, Refusal>>;
+}
+
+/// Who owns, as far as this sidecar can vouch for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Vouched for until a moment.
+    Known {
+        /// The owner; `None` if it is known that nobody owns.
+        owner: Option<DeviceId>,
+        /// The epoch of the newest ownership.
+        epoch: Epoch,
+        /// From here on it may be false.
+        until: Moment,
+        /// Why, in one sentence.
+        reason: String,
+    },
+    /// This sidecar cannot vouch for anything.
+    Unknown {
+        /// Why not, in one sentence.
+        reason: String,
+    },
+}
+
+impl Answer {
+    /// The answer as it may be given at `now`: with less than a millisecond left it is unknown.
+    pub fn at(&self, now: Moment) -> Answer {
+        match self {
+            Answer::Known { until, .. } if millis(until.since(now)) == 0 => Answer::Unknown {
+                reason: "the last answer has lapsed: no majority has confirmed an owner since".into(),
+            },
+            answer => answer.clone(),
+        }
+    }
+}
+
+/// Whether the workload on this device may act.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permit {
+    /// It may, until the moment below.
+    pub active: bool,
+    /// The fencing token.
+    pub epoch: Epoch,
+    /// The end of the lease; meaningless unless `active`.
+    pub until: Moment,
+    /// Why, in one sentence.
+    pub reason: String,
+}
+
+impl Permit {
+    /// The permit as it may be given at `now`: with less than a millisecond left it is none.
+    pub fn at(&self, now: Moment) -> Permit {
+        if self.active && millis(self.until.since(now)) == 0 {
+            let reason = "the lease has lapsed".into();
+            return Permit { active: false, reason, ..self.clone() };
+        }
+        self.clone()
+    }
+}
+
+/// Whole milliseconds, rounded down: what a caller is told is never longer than what is true.
+pub fn millis(left: Duration) -> u64 {
+    u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A wish for a planned handover.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transfer {
+    /// Who shall own next; `None` lets the site choose.
+    pub to: Option<DeviceId>,
+    /// Free text, kept in the history. At most 256 bytes, no control characters.
+    pub reason: String,
+    /// Who asks. At most 128 bytes, no control characters, never empty.
+    pub actor: String,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transferred {
+    /// The owner now.
+    pub device: DeviceId,
+    /// Its epoch.
+    pub epoch: Epoch,
+}
+
+/// Why a handover did not happen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The target is not a member of this site.
+    #[error("{0}")]
+    NoSuchDevice(String),
+    /// The target may not own, or nobody else may, or it owns already.
+    #[error("{0}")]
+    Unfit(String),
+    /// It cannot be decided now: no quorum, no leader, another handover under way.
+    #[error("{0}")]
+    NotNow(String),
+    /// It was begun, and whether it took effect is not known.
+    #[error("{0}")]
+    Unconfirmed(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_said_after_it_lapsed() {
+        let until = Moment::from_nanos(5_000_000);
+        let known = Answer::Known { owner: None, epoch: Epoch::ZERO, until, reason: "nobody owns".into() };
+        assert_eq!(known.at(Moment::from_nanos(4_000_000)), known);
+        assert!(matches!(known.at(Moment::from_nanos(4_000_001)), Answer::Unknown { .. }));
+        assert!(matches!(known.at(Moment::from_nanos(9_000_000)), Answer::Unknown { .. }));
+        let permit = Permit { active: true, epoch: Epoch::ZERO, until, reason: "owner".into() };
+        assert!(permit.at(Moment::from_nanos(1)).active);
+        assert!(!permit.at(until).active);
+    }
+}

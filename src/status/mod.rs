@@ -1,0 +1,9 @@
+//! What the sidecar shows over HTTP: who owns, whether it is well, all it knows, metrics, and one page for people.
+//!
+//! One [`report::Report`] feeds everything; one [`door::Door`] is all that is needed of the node. Nothing here can
+//! change anything: every request is a GET.
+
+pub mod door;
+pub mod metrics;
+pub mod report;
+pub mod server;

@@ -1,0 +1,274 @@
+//! Everything a sidecar knows about its site, as one value that feeds all faces: `GET /v1/status`, the page, gRPC
+//! `GetStatus`, `quorate status`, `quorate why` and the metrics.
+//!
+//! It is a snapshot to be shown. Nothing decides by it, and only `owner` says for how long it stays true. Names are
+//! plain texts, and absent fields have defaults, so that a command line tool of another version can read it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::condition::Raised;
+
+/// The whole snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// The site.
+    pub site: String,
+    /// The device of the sidecar that made this.
+    pub device: String,
+    /// The sidecar's version.
+    pub version: String,
+    /// This life of the sidecar.
+    pub incarnation: String,
+    /// Since the sidecar started, in milliseconds.
+    pub uptime_ms: u64,
+    /// Who owns now, as far as this sidecar can vouch for it.
+    pub owner: Owner,
+    /// The epoch of the newest ownership in the record, owned or not.
+    pub epoch: u64,
+    /// What this sidecar is in the Raft group.
+    pub role: Role,
+    /// How long this device's own lease still runs, in milliseconds; absent if it holds none.
+    pub lease_left_ms: Option<u64>,
+    /// Whether this sidecar hears from a majority, itself included.
+    pub quorum: bool,
+    /// How many more devices the site can lose before nobody may own.
+    pub devices_may_fail: u32,
+    /// All members, this device included.
+    pub members: Vec<Member>,
+    /// The workload on this device.
+    pub workload: Workload,
+    /// The mirror.
+    pub hub: Hub,
+    /// What holds now that a person may have to act on.
+    pub conditions: Vec<Condition>,
+    /// This device's last decision; absent before the first.
+    pub last_decision: Option<Decision>,
+    /// The durations in force, in one sentence.
+    pub timing: String,
+    /// The last ownerships, newest first.
+    pub history: Vec<Change>,
+    /// Sidecars that were refused at the door.
+    pub knocks: Vec<Knock>,
+}
+
+/// Who owns now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Owner {
+    /// Whether this sidecar can vouch for the rest.
+    pub known: bool,
+    /// The owner; absent if it is unknown, or if it is known that nobody owns.
+    pub device: Option<String>,
+    /// The fencing token.
+    pub epoch: u64,
+    /// How long this stays true, in milliseconds, counted from when the report was made.
+    pub valid_for_ms: u64,
+    /// Why, in one sentence.
+    pub reason: String,
+}
+
+/// A Raft role. It says nothing about ownership.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The group is not up yet on this device.
+    #[default]
+    Starting,
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// A role that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Role {
+    /// The name as it stands in the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Starting => "starting",
+            Role::Follower => "follower",
+            Role::Candidate => "candidate",
+            Role::Leader => "leader",
+            Role::Unknown => "unknown",
+        }
+    }
+}
+
+/// One member as this sidecar sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Member {
+    /// The device.
+    pub device: String,
+    /// Where it is dialled.
+    pub address: String,
+    /// `voter` or `witness`.
+    pub role: String,
+    /// Whether it answers now; true for this device itself.
+    pub reachable: bool,
+    /// Milliseconds since it was last heard; absent if never.
+    pub last_heard_ms: Option<u64>,
+    /// Its sidecar's version; empty if never heard.
+    pub build: String,
+    /// Whether it could own now.
+    pub fit: bool,
+    /// Why not.
+    pub unfit_reason: Option<String>,
+}
+
+/// The workload on this device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Workload {
+    /// `process` or `none`.
+    pub kind: String,
+    /// `stopped`, `running`, `backing-off` or `stopping`.
+    pub observed: String,
+    /// The epoch it was started with.
+    pub epoch: Option<u64>,
+    /// Its process id.
+    pub pid: Option<u32>,
+    /// How often in a row it has ended by itself.
+    pub failures: u32,
+}
+
+/// The mirror into IoT Hub.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hub {
+    /// `off` or `device-twin`.
+    pub mirror: String,
+    /// The hub's host name; empty if the mirror is off.
+    pub name: String,
+    /// Whether every device's twin is known to show the record. False on devices that do not mirror now.
+    pub in_sync: bool,
+    /// How long the oldest change has been waiting, in milliseconds; 0 if in sync.
+    pub lag_ms: u64,
+    /// When the hub last took or confirmed something, in milliseconds since 1970; absent if never.
+    pub last_success_unix_ms: Option<u64>,
+    /// Each device's flag as this sidecar last saw it.
+    pub devices: Vec<HubDevice>,
+    /// Answers of the hub since the sidecar started, by HTTP code, or `timeout`, `refused` and the like.
+    pub requests: BTreeMap<String, u64>,
+}
+
+/// One device's flag.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HubDevice {
+    /// The device.
+    pub device: String,
+    /// The epoch its flag shows; absent if unknown.
+    pub epoch: Option<u64>,
+    /// Why it could not be written or read last time.
+    pub error: Option<String>,
+}
+
+/// A condition with everything the list of conditions says about it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// The name, such as `quorum.lost`.
+    pub name: String,
+    /// `info`, `warning` or `critical`.
+    pub severity: String,
+    /// What it is about: one line.
+    pub detail: String,
+    /// What it means, in one sentence.
+    pub meaning: String,
+    /// What a person should do, in one sentence.
+    pub advice: String,
+}
+
+impl From<&Raised> for Condition {
+    fn from(raised: &Raised) -> Condition {
+        let severity = match raised.name.severity() {
+            crate::condition::Severity::Info => "info",
+            crate::condition::Severity::Warning => "warning",
+            crate::condition::Severity::Critical => "critical",
+        };
+        Condition {
+            name: raised.name.name().to_owned(),
+            severity: severity.to_owned(),
+            detail: raised.detail.clone(),
+            meaning: raised.name.meaning().to_owned(),
+            advice: raised.name.advice().to_owned(),
+        }
+    }
+}
+
+/// This device's last decision.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Decision {
+    /// In one sentence.
+    pub reason: String,
+    /// When, by the wall clock, in milliseconds since 1970.
+    pub unix_ms: u64,
+}
+
+/// One ownership of the past or present.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Change {
+    /// The epoch.
+    pub epoch: u64,
+    /// The device that owned.
+    pub device: String,
+    /// What kind of change began it, such as `takeover` or `transfer`.
+    pub cause: String,
+    /// Who asked for it; empty if nobody did.
+    pub actor: String,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// When it began, by the wall clock of the claiming device, in milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// When it ended; absent while it lasts.
+    pub until_unix_ms: Option<u64>,
+}
+
+/// A sidecar that was refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Knock {
+    /// Where it came from.
+    pub address: String,
+    /// Who it said it was; empty if it did not say.
+    pub device: String,
+    /// Why it was refused.
+    pub reason: String,
+    /// How often since this sidecar started.
+    pub count: u64,
+    /// The last time, in milliseconds since 1970.
+    pub last_unix_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_reports_of_other_versions() {
+        let newer =
+            r#"{"site":"plant-7","role":"observer","added_later":{"x":1},"members":[{"device":"edge-1"}]}"#;
+        let report: Report = serde_json::from_str(newer).expect("reads");
+        assert_eq!(report.role, Role::Unknown);
+        assert_eq!(report.members[0].device, "edge-1");
+        assert_eq!(report.owner, Owner::default());
+    }
+
+    #[test]
+    fn conditions_bring_their_words() {
+        let raised = Raised::new(crate::condition::Condition::QuorumLost, "edge-2, edge-3 silent");
+        let row = Condition::from(&raised);
+        assert_eq!((row.name.as_str(), row.severity.as_str()), ("quorum.lost", "critical"));
+        assert!(!row.meaning.is_empty() && !row.advice.is_empty());
+    }
+}

@@ -1,0 +1,53 @@
+//! Help texts, and what happens to a command line that is wrong.
+
+use super::{golden, quorate};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+#[test]
+fn help_texts() {
+    let mut commands = vec!["run", "status", "leader", "why", "transfer"];
+    if cfg!(feature = "emulator") {
+        commands.push("demo");
+        let top = quorate(&["--help"], &[]);
+        assert_eq!(top.status.code(), Some(0));
+        golden("help/quorate", &text(&top.stdout));
+    }
+    for command in commands {
+        let help = quorate(&[command, "--help"], &[]);
+        assert_eq!(help.status.code(), Some(0), "{command}");
+        golden(&format!("help/{command}"), &text(&help.stdout));
+    }
+    let version = quorate(&["--version"], &[]);
+    assert_eq!(text(&version.stdout), format!("quorate {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_wrong_command_line_exits_64() {
+    for wrong in [
+        vec![],
+        vec!["statos"],
+        vec!["status", "--wotch"],
+        vec!["transfer", "--to"],
+        vec!["leader", "extra"],
+        vec!["leader", "--endpoint", "https://10.0.0.1:7601"],
+    ] {
+        let output = quorate(&wrong, &[]);
+        assert_eq!(output.status.code(), Some(64), "{wrong:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_sidecar_that_is_not_there_is_said_in_one_line_and_a_hint() {
+    let folder = tempfile::tempdir().expect("folder");
+    let endpoint = format!("unix:{}/control.sock", folder.path().display());
+    for command in ["status", "leader", "why", "transfer"] {
+        let output = quorate(&[command, "--endpoint", &endpoint], &[]);
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        let said = text(&output.stderr).replace(&endpoint, "ENDPOINT");
+        golden("unreachable", &said);
+    }
+}
