@@ -13,3 +13,10 @@ pub mod ownership;
 // Floor 2: doors.
 pub mod hub;
 pub mod workload;
+
+// Floor 3: loops.
+pub mod reconcile;
+
+// Floor 4: faces.
+#[cfg(feature = "emulator")]
+pub mod emulator;

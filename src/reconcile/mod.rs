@@ -1,0 +1,3 @@
+//! The loops: observe, decide, act. One file per loop; none imports another.
+
+pub mod mirror;
