@@ -1,11 +1,27 @@
 //! The hub door: read a twin, patch a twin if its etag still matches.
 //!
 //! The hub is a mirror and a post box, never an authority: nothing under `ownership/` or `raft/` imports this room.
-//! A hub that is slow, wrong or away costs nothing on site.
+//! A hub that is slow, wrong or away costs nothing on site. One trait, [`Hub`]; the real hub over REST (`rest.rs`, with
+//! its credentials in `sas.rs`), and a hub in memory with the same rules (`memory.rs`, `store.rs`). What a twin is and
+//! how it changes is pure (`twin.rs`, `flag.rs`). The room never decides *what* to write: that is `reconcile/mirror.rs`.
+//! It offers no retries either: a door that retries by itself hides trouble from the loop that has to report it.
+
+pub mod error;
+pub mod flag;
+pub mod memory;
+pub mod rest;
+pub mod sas;
+pub mod settings;
+pub mod store;
+pub mod twin;
+pub mod wall;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+pub use error::{Error, Retry};
+pub use flag::{Flag, FlagPath};
+pub use settings::{MirrorKind, Settings};
+pub use twin::{Change, Twin};
 
 use crate::id::{DeviceId, SiteId};
 
@@ -29,28 +45,33 @@ pub struct Published {
     pub reason: String,
 }
 
-/// The flag as it stands in one device's twin (contract section 5).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Flag {
-    /// Whether this device owns the workload.
-    pub active: bool,
-    /// The device that owns; empty while nobody does.
-    pub leader: String,
-    /// The epoch of the newest ownership.
-    pub epoch: u64,
-    /// The site.
-    pub site: String,
-    /// Since when, RFC 3339 in UTC.
-    pub since: String,
-    /// Why, in one sentence.
-    pub reason: String,
-}
-
 /// A hub behind a pointer.
 pub type Handle = Arc<dyn Hub>;
 
 /// Where twins are read and patched.
+///
+/// Every call ends within the implementation's own deadline. Dropping a call's future gives up waiting; a patch may
+/// have been applied all the same, so whoever drops one reads the twin before writing again.
 pub trait Hub: Send + Sync + 'static {
     /// The name to show: the hub's host.
     fn name(&self) -> &str;
+
+    /// Reads a device's twin.
+    ///
+    /// # Errors
+    /// [`Error`]; it knows its condition and whether and when to try again.
+    fn get_twin<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<Twin, Error>>;
+
+    /// Merges `change` into a device's twin and returns the new twin. With `if_match` (a bare etag) only if the twin
+    /// has not changed since.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if the etag no longer matches. After [`Error::TimedOut`] and [`Error::Unreachable`] the change
+    /// may have been applied: read before writing again.
+    fn patch_twin<'a>(
+        &'a self,
+        device: &'a DeviceId,
+        change: &'a Change,
+        if_match: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Twin, Error>>;
 }

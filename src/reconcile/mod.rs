@@ -1,7 +1,9 @@
 //! The loops: each observes, decides, acts. None imports another; they meet through watch channels that `node/` hands
 //! out (only the lease's type is shared).
 
+pub mod backoff;
 pub mod candidacy;
 pub mod contact;
 pub mod lease;
+pub mod mirror;
 pub mod ownership;
