@@ -5,10 +5,11 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use super::{CONFIG, REFUSED, Stop, client::Trouble, log, tell};
+use super::{CONFIG, DONE, REFUSED, Stop, log, tell};
 use crate::{
     clock::BootClock,
-    config::{self, Config, Environment},
+    config::{self, Environment},
+    node::{self, run::Failure},
 };
 
 /// Run the sidecar
@@ -40,11 +41,13 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    node(config).await
-}
-
-/// The seam to the assembly.
-async fn node(_: Config) -> Result<u8, Stop> {
-    Err(Trouble { message: "this build has no node".into(), hint: "use a release".into(), code: REFUSED }
-        .into())
+    match node::run::run(config).await {
+        Ok(()) => Ok(DONE),
+        Err(failure) => {
+            // A log reader and a person at a terminal both look for the reason at the end.
+            tracing::error!("{failure}");
+            tell(&format!("quorate: {failure}"));
+            Ok(if matches!(failure, Failure::Setup(_)) { CONFIG } else { REFUSED })
+        }
+    }
 }

@@ -3,6 +3,9 @@
 //! [`Node::start`] is handed everything that touches the world ([`Environment`]), so that the same node runs on a real
 //! device and in a simulated site. The loops meet only through the watch channels made here.
 
+pub mod door;
+pub mod run;
+
 use std::{
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
@@ -176,7 +179,7 @@ impl Node {
 
     /// Leaves in good order: gives up the ownership (the workload is stopped, the receipt committed, the next device
     /// named), then stops the loops, the workload whatever happened, and Raft.
-    pub async fn leave(self) {
+    pub async fn leave(&self) {
         self.unfit.send_replace(Some(Unfit::Leaving));
         self.group.roster().declare_unfit("its sidecar is shutting down");
         let mut record = self.group.record();

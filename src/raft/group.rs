@@ -251,9 +251,9 @@ impl Group {
         self.machine.watch()
     }
 
-    /// What the owner last said of its lease, lapsed or not.
-    pub fn vouched(&self) -> Option<Vouched> {
-        self.vouch.read()
+    /// What the owner last said of its lease, lapsed or not, now and on every change.
+    pub fn vouched(&self) -> watch::Receiver<Option<Vouched>> {
+        self.vouch.watch()
     }
 
     /// Has the site execute a command: here, or by the leader. Waits at most `limit`.

@@ -4,16 +4,15 @@
 //! member counts from a moment of its own that surely lies before: each of its answers carries its clock, the owner
 //! sends that back with the next question, and the lease that is reported was still to run when that came back.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
 
 use crate::{clock::Moment, epoch::Epoch, id::NodeId};
 
 /// The newest such knowledge. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Vouch(Arc<Mutex<Option<Vouched>>>);
+pub(crate) struct Vouch(Arc<watch::Sender<Option<Vouched>>>);
 
 /// `node` owns under `epoch`, and nobody else can before `until` unless it gives up itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,15 +32,18 @@ impl Vouch {
             return;
         }
         let fresh = Vouched { node, epoch, until: echo + left };
-        let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if newest.is_none_or(|old| (old.epoch, old.until) < (epoch, fresh.until)) {
-            *newest = Some(fresh);
-        }
+        self.0.send_if_modified(|newest| {
+            let better = newest.is_none_or(|old| (old.epoch, old.until) < (epoch, fresh.until));
+            if better {
+                *newest = Some(fresh);
+            }
+            better
+        });
     }
 
-    /// The newest knowledge, lapsed or not.
-    pub(crate) fn read(&self) -> Option<Vouched> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The newest knowledge, lapsed or not, now and on every change.
+    pub(crate) fn watch(&self) -> watch::Receiver<Option<Vouched>> {
+        self.0.subscribe()
     }
 }
 
@@ -56,16 +58,17 @@ mod tests {
     #[test]
     fn counts_from_its_own_earlier_moment_and_never_back() {
         let vouch = Vouch::default();
+        let read = || *vouch.watch().borrow();
         let (one, two) = (Epoch::new(1).expect("small"), Epoch::new(2).expect("small"));
         vouch.heard(NodeId(1), one, Moment::default(), Duration::from_millis(300));
-        assert_eq!(vouch.read(), None, "nothing was echoed yet");
+        assert_eq!(read(), None, "nothing was echoed yet");
         vouch.heard(NodeId(1), one, at(1000), Duration::from_millis(300));
-        assert_eq!(vouch.read().map(|v| v.until), Some(at(1300)));
+        assert_eq!(read().map(|v| v.until), Some(at(1300)));
         vouch.heard(NodeId(1), one, at(900), Duration::from_millis(300));
-        assert_eq!(vouch.read().map(|v| v.until), Some(at(1300)), "a late message does not shorten it");
+        assert_eq!(read().map(|v| v.until), Some(at(1300)), "a late message does not shorten it");
         vouch.heard(NodeId(2), two, at(1100), Duration::from_millis(100));
-        assert_eq!(vouch.read().map(|v| (v.node, v.until)), Some((NodeId(2), at(1200))));
+        assert_eq!(read().map(|v| (v.node, v.until)), Some((NodeId(2), at(1200))));
         vouch.heard(NodeId(1), one, at(1500), Duration::from_millis(300));
-        assert_eq!(vouch.read().map(|v| v.node), Some(NodeId(2)), "an old owner's message changes nothing");
+        assert_eq!(read().map(|v| v.node), Some(NodeId(2)), "an old owner's message changes nothing");
     }
 }

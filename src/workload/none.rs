@@ -102,6 +102,17 @@ impl Workload for OwnershipOnly {
 
     fn stop(&self) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
+            // Whoever asked was told that the ownership lasts until then, and cannot be told otherwise in time.
+            let until = lock(&self.grant).borrow().map(|grant| grant.until);
+            if let Some(until) = until {
+                self.observed.send_if_modified(|observed| {
+                    let stopping = observed.epoch().map(|epoch| Observed::Stopping { epoch });
+                    let changed = stopping.is_some();
+                    *observed = stopping.unwrap_or(Observed::Stopped);
+                    changed
+                });
+                sleep_until(&*self.clock, until).await;
+            }
             end_if(&self.grant, &self.observed, |_| true);
             Ok(())
         })

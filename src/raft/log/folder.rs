@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     first_entry,
-    sled::{self, SledDisk, sync_folder},
+    sled::{self, OnSync, SledDisk, sync_folder},
 };
 use crate::{
     clock::Clock,
@@ -88,7 +88,13 @@ pub struct Folder {
 ///
 /// # Errors
 /// [`Error`]; nothing that was in the folder is changed then.
-pub fn open(path: &Path, site: &Site, device: &DeviceId, clock: Arc<dyn Clock>) -> Result<Folder, Error> {
+pub fn open(
+    path: &Path,
+    site: &Site,
+    device: &DeviceId,
+    clock: Arc<dyn Clock>,
+    on_sync: OnSync,
+) -> Result<Folder, Error> {
     let not_writable = |e: io::Error| Error::NotWritable(path.to_owned(), e);
     match fs::metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(Error::Missing(path.to_owned())),
@@ -127,9 +133,9 @@ pub fn open(path: &Path, site: &Site, device: &DeviceId, clock: Arc<dyn Clock>) 
     }
     let opened = if first_start {
         let first = first_entry(site).map_err(not_writable)?;
-        SledDisk::create(path, first, clock)
+        SledDisk::create(path, first, clock, on_sync)
     } else {
-        SledDisk::open(path, clock)
+        SledDisk::open(path, clock, on_sync)
     };
     let disk = opened.map_err(|e| match e {
         sled::Error::Damaged(what) => damaged(what),

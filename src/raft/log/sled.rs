@@ -13,11 +13,7 @@ use std::{
     fs::{self, File},
     io,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-        mpsc,
-    },
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
@@ -45,32 +41,8 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-/// How long syncing took: for `quorate_fsync_seconds`.
-#[derive(Debug, Default)]
-pub struct SyncTimes {
-    count: AtomicU64,
-    total_ns: AtomicU64,
-    max_ns: AtomicU64,
-}
-
-impl SyncTimes {
-    fn note(&self, took: Duration) {
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.total_ns.fetch_add(ns, Ordering::Relaxed);
-        self.max_ns.fetch_max(ns, Ordering::Relaxed);
-    }
-
-    /// How many durable writes were made, how long they took together, and the longest.
-    pub fn read(&self) -> (u64, Duration, Duration) {
-        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        (
-            load(&self.count),
-            Duration::from_nanos(load(&self.total_ns)),
-            Duration::from_nanos(load(&self.max_ns)),
-        )
-    }
-}
+/// Is told how long each durable write took.
+pub type OnSync = Box<dyn Fn(Duration) + Send>;
 
 const LOG: u8 = b'l';
 const VOTE: &[u8] = b"v";
@@ -84,7 +56,6 @@ type Job = (Change, oneshot::Sender<io::Result<()>>);
 pub struct SledDisk {
     jobs: mpsc::Sender<Job>,
     contents: Contents,
-    times: Arc<SyncTimes>,
 }
 
 impl SledDisk {
@@ -97,6 +68,7 @@ impl SledDisk {
         folder: &Path,
         first: (StoredLogId, Bytes),
         clock: Arc<dyn Clock>,
+        on_sync: OnSync,
     ) -> Result<SledDisk, Error> {
         let mark_path = folder.join("mark");
         if mark_path.exists() {
@@ -120,14 +92,14 @@ impl SledDisk {
         writer.write(Change::Append(vec![first]))?;
         sync_folder(&store)?;
         sync_folder(folder)?;
-        Ok(writer.start(clock)?)
+        Ok(writer.start(clock, on_sync)?)
     }
 
     /// Opens the store in `folder` and checks it.
     ///
     /// # Errors
     /// [`Error::Damaged`] if any check fails. Nothing is changed then.
-    pub fn open(folder: &Path, clock: Arc<dyn Clock>) -> Result<SledDisk, Error> {
+    pub fn open(folder: &Path, clock: Arc<dyn Clock>, on_sync: OnSync) -> Result<SledDisk, Error> {
         let damaged = |what: &str| Error::Damaged(what.to_owned());
         if !folder.join("store").join("db").exists() {
             return Err(damaged("its file store/db is gone"));
@@ -141,12 +113,7 @@ impl SledDisk {
         let promised = mark.mark();
         let writer = Writer::open(folder, mark)?;
         check(&writer.contents, &promised)?;
-        Ok(writer.start(clock)?)
-    }
-
-    /// How long syncing took so far.
-    pub fn sync_times(&self) -> Arc<SyncTimes> {
-        self.times.clone()
+        Ok(writer.start(clock, on_sync)?)
     }
 }
 
@@ -278,15 +245,13 @@ impl Writer {
         Ok(())
     }
 
-    fn start(mut self, clock: Arc<dyn Clock>) -> io::Result<SledDisk> {
+    fn start(mut self, clock: Arc<dyn Clock>, on_sync: OnSync) -> io::Result<SledDisk> {
         let contents = std::mem::take(&mut self.contents);
         let contents = if contents.entries.is_empty() && contents.purged.is_none() {
             read(&self.db).map_err(io::Error::other)?
         } else {
             contents
         };
-        let times = Arc::new(SyncTimes::default());
-        let noted = times.clone();
         let (jobs, queue) = mpsc::channel::<Job>();
         thread::Builder::new().name("store".into()).spawn(move || {
             let mut failed: Option<String> = None;
@@ -298,7 +263,7 @@ impl Writer {
                     None => {
                         let begun = clock.now();
                         let result = self.write(change);
-                        noted.note(clock.now().since(begun));
+                        on_sync(clock.now().since(begun));
                         result
                     }
                 };
@@ -309,7 +274,7 @@ impl Writer {
                 let _ = done.send(result);
             }
         })?;
-        Ok(SledDisk { jobs, contents, times })
+        Ok(SledDisk { jobs, contents })
     }
 }
 

@@ -22,7 +22,7 @@ fn site(name: &str, hold_ms: u64) -> Site {
 }
 
 fn open_as(path: &Path, device: &str, site: &Site) -> Result<Folder, Error> {
-    open(path, site, &DeviceId::new(device).expect("a name"), Arc::new(BootClock))
+    open(path, site, &DeviceId::new(device).expect("a name"), Arc::new(BootClock), Box::new(|_| {}))
 }
 
 fn reopen(path: &Path, device: &str, site: &Site) -> Result<Folder, Error> {

@@ -25,7 +25,7 @@ fn run(disk: &SledDisk, change: Change) {
 
 /// A store with a vote and the entries 0 to 40.
 fn filled(folder: &Path) {
-    let disk = SledDisk::create(folder, entry(0), clock()).expect("creates");
+    let disk = SledDisk::create(folder, entry(0), clock(), Box::new(|_| {})).expect("creates");
     run(&disk, Change::Vote(StoredVote { term: 3, node: 2, committed: true }));
     for index in 1..=40 {
         run(&disk, Change::Append(vec![entry(index)]));
@@ -44,7 +44,7 @@ fn close(disk: SledDisk, folder: &Path) {
 fn what_was_written_is_read_back() {
     let dir = tempfile::tempdir().expect("a folder");
     filled(dir.path());
-    let disk = SledDisk::open(dir.path(), clock()).expect("opens");
+    let disk = SledDisk::open(dir.path(), clock(), Box::new(|_| {})).expect("opens");
     let contents = disk.contents().expect("reads");
     assert_eq!(contents.vote, Some(StoredVote { term: 3, node: 2, committed: true }));
     assert_eq!(contents.entries.len(), 41);
@@ -54,7 +54,7 @@ fn what_was_written_is_read_back() {
 #[test]
 fn truncate_and_purge_do_what_memory_does() {
     let dir = tempfile::tempdir().expect("a folder");
-    let disk = SledDisk::create(dir.path(), entry(0), clock()).expect("creates");
+    let disk = SledDisk::create(dir.path(), entry(0), clock(), Box::new(|_| {})).expect("creates");
     let mut plain = disk.contents().expect("reads");
     let meta = openraft::SnapshotMeta {
         last_log_id: Some(openraft::LogId::new(openraft::CommittedLeaderId::new(1, 2), 5)),
@@ -72,7 +72,8 @@ fn truncate_and_purge_do_what_memory_does() {
         plain.apply(change);
     }
     close(disk, dir.path());
-    let read = SledDisk::open(dir.path(), clock()).expect("opens").contents().expect("reads");
+    let read =
+        SledDisk::open(dir.path(), clock(), Box::new(|_| {})).expect("opens").contents().expect("reads");
     assert_eq!((read.vote, read.purged, read.snapshot), (plain.vote, plain.purged, plain.snapshot));
     assert_eq!(read.entries, plain.entries);
 }
@@ -81,8 +82,8 @@ fn truncate_and_purge_do_what_memory_does() {
 fn a_second_process_is_kept_out() {
     let dir = tempfile::tempdir().expect("a folder");
     filled(dir.path());
-    let _first = SledDisk::open(dir.path(), clock()).expect("opens");
-    assert!(matches!(SledDisk::open(dir.path(), clock()), Err(Error::InUse)));
+    let _first = SledDisk::open(dir.path(), clock(), Box::new(|_| {})).expect("opens");
+    assert!(matches!(SledDisk::open(dir.path(), clock(), Box::new(|_| {})), Err(Error::InUse)));
 }
 
 #[test]
@@ -91,11 +92,11 @@ fn a_store_behind_its_mark_is_damaged() {
     filled(dir.path());
     let ahead = Mark { vote: Some(StoredVote { term: 4, node: 1, committed: false }), last: Some(id(40)) };
     MarkFile::open(&dir.path().join("mark")).expect("opens").set(ahead).expect("writes");
-    let error = SledDisk::open(dir.path(), clock()).expect_err("the vote went back");
+    let error = SledDisk::open(dir.path(), clock(), Box::new(|_| {})).expect_err("the vote went back");
     assert!(error.to_string().contains("vote"), "{error}");
     let ahead = Mark { vote: Some(StoredVote { term: 3, node: 2, committed: true }), last: Some(id(41)) };
     MarkFile::open(&dir.path().join("mark")).expect("opens").set(ahead).expect("writes");
-    let error = SledDisk::open(dir.path(), clock()).expect_err("the log went back");
+    let error = SledDisk::open(dir.path(), clock(), Box::new(|_| {})).expect_err("the log went back");
     assert!(error.to_string().contains("entry 41"), "{error}");
 }
 
@@ -105,7 +106,10 @@ fn what_is_gone_is_damaged_and_not_empty() {
         let dir = tempfile::tempdir().expect("a folder");
         filled(dir.path());
         fs::remove_file(dir.path().join(gone)).expect("removes");
-        assert!(matches!(SledDisk::open(dir.path(), clock()), Err(Error::Damaged(_))), "{gone}");
+        assert!(
+            matches!(SledDisk::open(dir.path(), clock(), Box::new(|_| {})), Err(Error::Damaged(_))),
+            "{gone}"
+        );
     }
 }
 
@@ -116,7 +120,7 @@ fn no_flipped_bit_brings_back_an_older_store() {
     let dir = tempfile::tempdir().expect("a folder");
     filled(dir.path());
     let healthy = {
-        let disk = SledDisk::open(dir.path(), clock()).expect("opens");
+        let disk = SledDisk::open(dir.path(), clock(), Box::new(|_| {})).expect("opens");
         let contents = disk.contents().expect("reads");
         close(disk, dir.path());
         contents
@@ -136,7 +140,7 @@ fn no_flipped_bit_brings_back_an_older_store() {
         let file = File::options().write(true).open(copy.path().join("store/db")).expect("opens");
         let byte = usize::try_from(at / 8).expect("small");
         file.write_all_at(&[original[byte] ^ (1 << (at % 8))], at / 8).expect("flips");
-        match SledDisk::open(copy.path(), clock()) {
+        match SledDisk::open(copy.path(), clock(), Box::new(|_| {})) {
             Err(Error::Damaged(_)) => noticed += 1,
             Err(other) => panic!("bit {at}: {other}"),
             Ok(disk) => {
@@ -153,11 +157,11 @@ fn no_flipped_bit_brings_back_an_older_store() {
 #[test]
 fn after_an_error_nothing_more_is_written() {
     let dir = tempfile::tempdir().expect("a folder");
-    let disk = SledDisk::create(dir.path(), entry(0), clock()).expect("creates");
+    let disk = SledDisk::create(dir.path(), entry(0), clock(), Box::new(|_| {})).expect("creates");
     // A handle that cannot be synced makes the first write fail, as a dying disk does.
     let mut writer = Writer { file: File::open("/dev/null").expect("opens"), ..writer_of(disk, dir.path()) };
     assert!(writer.write(Change::Append(vec![entry(1)])).is_err());
-    let disk = writer.start(clock()).expect("starts");
+    let disk = writer.start(clock(), Box::new(|_| {})).expect("starts");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let first = runtime.block_on(disk.write(Change::Append(vec![entry(2)]))).expect_err("fails");
     let second = runtime.block_on(disk.write(Change::Append(vec![entry(3)]))).expect_err("fails");
@@ -173,7 +177,7 @@ fn writer_of(disk: SledDisk, folder: &Path) -> Writer {
 #[test]
 fn the_store_stays_small() {
     let dir = tempfile::tempdir().expect("a folder");
-    let disk = SledDisk::create(dir.path(), entry(0), clock()).expect("creates");
+    let disk = SledDisk::create(dir.path(), entry(0), clock(), Box::new(|_| {})).expect("creates");
     let meta = |index| openraft::SnapshotMeta {
         last_log_id: Some(openraft::LogId::new(openraft::CommittedLeaderId::new(1, 2), index)),
         ..Default::default()
@@ -186,7 +190,7 @@ fn the_store_stays_small() {
     close(disk, dir.path());
     let size: u64 = walk(dir.path());
     assert!(size < 16 << 20, "the store has grown to {size} bytes");
-    SledDisk::open(dir.path(), clock()).expect("opens");
+    SledDisk::open(dir.path(), clock(), Box::new(|_| {})).expect("opens");
 }
 
 fn walk(folder: &Path) -> u64 {

@@ -1,0 +1,365 @@
+//! The real sidecar: from a configuration to listeners, loops and faces, and back out again.
+//!
+//! Everything that can be wrong on this device is found before the member takes part in anything. What a restart may
+//! mend (a port taken by a program that is just leaving) ends with one exit code, what it cannot (a data folder that
+//! belongs to another device) with another.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Environment, Node,
+    door::{NodeDoor, Surroundings},
+};
+use crate::{
+    clock::{BootClock, Clock},
+    condition::Raised,
+    config::{self, Config},
+    control,
+    dice::Dice,
+    hub::{self, FlagPath, Published, rest::RestHub},
+    id::Incarnation,
+    ownership::{record::Cause, view::Standing},
+    raft::{
+        log::{Disk, folder},
+        peer::transport::{TcpDialer, tcp},
+    },
+    reconcile::mirror::{Mirror, MirrorState},
+    status::{self, metrics::Metrics},
+    workload::{
+        self,
+        none::OwnershipOnly,
+        process::{Context, ProcessWorkload},
+    },
+};
+
+/// Why the sidecar did not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// This device is set up wrongly; a restart will not help.
+    #[error("{0}")]
+    Setup(String),
+    /// Something that may pass.
+    #[error("{0}")]
+    Trouble(String),
+}
+
+/// How long to wait until whatever an earlier life left running is certainly gone.
+const ORPHANS_LIMIT: Duration = Duration::from_secs(120);
+
+/// Runs the sidecar until SIGTERM or Ctrl-C, then leaves in good order.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn run(config: Config) -> Result<(), Failure> {
+    let clock: Arc<dyn Clock> = Arc::new(BootClock);
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| Failure::Trouble(e.to_string()))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Failure::Trouble(e.to_string()))?;
+    let mut dice = Dice::new(random()?);
+    let metrics = Metrics::new();
+    let tasks = TaskTracker::new();
+    let stop = CancellationToken::new();
+
+    let hub = open_hub(&config, &clock)?;
+    let syncs = metrics.clone();
+    let on_sync = Box::new(move |took| syncs.fsync(took));
+    let folder = folder::open(&config.storage.path, &config.site, &config.me, clock.clone(), on_sync)
+        .map_err(|e| match e {
+            folder::Error::InUse(_) => Failure::Trouble(e.to_string()),
+            _ => Failure::Setup(e.to_string()),
+        })?;
+    if folder.first_start {
+        tracing::info!("first start: made the store in {}", config.storage.path.display());
+    }
+    let bound = bind(&config).await?;
+    let (workload, workload_conditions, kind) = open_workload(&config, &clock, &tasks, &stop).await?;
+
+    let disk: Arc<dyn Disk> = Arc::new(folder.disk);
+    let environment = Environment {
+        clock: clock.clone(),
+        dice: dice.split(),
+        incarnation: Incarnation(random()?),
+        disk,
+        boot_refusal: folder.boot_refusal,
+        dialer: Arc::new(TcpDialer),
+        incoming: tcp(bound.peer),
+        workload,
+    };
+    let node = Node::start(config.site.clone(), config.me.clone(), environment)
+        .await
+        .map_err(|e| Failure::Trouble(format!("consensus cannot start: {e:#}")))?;
+    let node = Arc::new(node);
+
+    let mirror = hub.map(|(hub, settings)| start_mirror(&node, hub, settings, &mut dice, &stop));
+    let surroundings = Surroundings { mirror, workload_kind: kind, workload_conditions };
+    let door = NodeDoor::open(node.clone(), surroundings, dice.split(), stop.clone());
+    let (served, control_door, until) = (bound.control, door.clone(), stop.clone());
+    node.spawn(async move {
+        if let Err(e) = control::server::serve(served, control_door, until).await {
+            tracing::error!("the control listener has ended: {e}");
+        }
+    });
+    node.spawn(status::server::serve(bound.http, door, metrics.clone(), stop.clone()));
+    node.spawn(measure(node.clone(), metrics, stop.clone()));
+    announce(&config);
+
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("Ctrl-C"),
+        reason = node.failed() => Err(reason),
+    };
+    match &ended {
+        Ok(signal) => tracing::info!("leaving: {signal}"),
+        Err(reason) => tracing::error!("consensus has stopped, so this sidecar ends: {reason}"),
+    }
+    let left = node.leave();
+    tokio::select! {
+        () = left => {}
+        _ = terminate.recv() => tracing::warn!("told twice: leaving at once"),
+        _ = interrupt.recv() => tracing::warn!("told twice: leaving at once"),
+    }
+    stop.cancel();
+    tasks.close();
+    if tokio::time::timeout(config.site.timing.stop_grace() + Duration::from_secs(2), tasks.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!("the workload's end was not confirmed in time; its fencer sees to it");
+    }
+    tracing::info!("left");
+    ended.map(|_| ()).map_err(|reason| Failure::Trouble(format!("consensus has stopped: {reason}")))
+}
+
+fn random() -> Result<u64, Failure> {
+    let mut bytes = [0; 8];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| Failure::Trouble("the system has no random numbers".into()))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+struct Bound {
+    peer: TcpListener,
+    control: control::server::Listeners,
+    http: TcpListener,
+}
+
+/// Opens all listeners, and names all that cannot be.
+async fn bind(config: &Config) -> Result<Bound, Failure> {
+    let mut faults = Vec::new();
+    let peer = listen(config.peer.listen, "peer.listen", &mut faults).await;
+    let http = listen(config.http.listen, "http.listen", &mut faults).await;
+    let tcp = match config.control.listen {
+        Some(address) => listen(address, "control.listen", &mut faults).await,
+        None => None,
+    };
+    let socket = match &config.control.socket {
+        Some(path) => control::socket::Socket::bind(path)
+            .await
+            .map_err(|e| faults.push(format!("control.socket: {e}")))
+            .ok(),
+        None => None,
+    };
+    match (peer, http) {
+        (Some(peer), Some(http)) if faults.is_empty() => {
+            Ok(Bound { peer, http, control: control::server::Listeners { tcp, socket } })
+        }
+        _ => Err(Failure::Trouble(faults.join("\n"))),
+    }
+}
+
+async fn listen(address: std::net::SocketAddr, key: &str, faults: &mut Vec<String>) -> Option<TcpListener> {
+    #[expect(clippy::disallowed_methods, reason = "these are the real listeners")]
+    match TcpListener::bind(address).await {
+        Ok(listener) => Some(listener),
+        Err(e) => {
+            let hint = match e.kind() {
+                std::io::ErrorKind::AddrInUse => "; another program, or another sidecar, listens there",
+                std::io::ErrorKind::AddrNotAvailable => "; this device has no such address",
+                _ => "",
+            };
+            faults.push(format!("{key}: cannot listen on {address}: {e}{hint}"));
+            None
+        }
+    }
+}
+
+type OpenedWorkload = (workload::Handle, Option<watch::Receiver<Vec<Raised>>>, &'static str);
+
+async fn open_workload(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<OpenedWorkload, Failure> {
+    match &config.workload {
+        config::Workload::None => {
+            let workload = OwnershipOnly::new(clock.clone(), tasks, stop.clone());
+            Ok((Arc::new(workload), None, "none"))
+        }
+        config::Workload::Process { command, working_dir, env } => {
+            let settings = workload::Settings {
+                kind: workload::Kind::Process,
+                command: command.clone(),
+                working_dir: working_dir.clone(),
+                env: env.clone(),
+                stop_grace: config.site.timing.stop_grace(),
+            };
+            let context = Context {
+                program: None,
+                data: absolute(&config.storage.path),
+                device: config.me.clone(),
+                site: config.site.id.clone(),
+                control_socket: config.control.socket.clone(),
+                timing: config.site.timing,
+                clock: clock.clone(),
+                tracker: tasks.clone(),
+                leave: stop.clone(),
+            };
+            let workload = ProcessWorkload::new(&settings, context);
+            workload.ensure_none_running(clock.now() + ORPHANS_LIMIT).await.map_err(|e| {
+                Failure::Trouble(format!("what an earlier sidecar left running cannot be ruled out: {e}"))
+            })?;
+            let conditions = workload.conditions();
+            Ok((Arc::new(workload), Some(conditions), "process"))
+        }
+    }
+}
+
+fn absolute(path: &Path) -> std::path::PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+type OpenedHub = Option<(hub::Handle, hub::Settings)>;
+
+fn open_hub(config: &Config, clock: &Arc<dyn Clock>) -> Result<OpenedHub, Failure> {
+    let config::Hub::DeviceTwin { flag_path, connection_string, ca_file, refresh } = &config.hub else {
+        return Ok(None);
+    };
+    let settings = hub::Settings {
+        mirror: hub::MirrorKind::DeviceTwin,
+        flag: FlagPath::try_from(flag_path.join(".")).map_err(Failure::Setup)?,
+        connection_string: Some(connection_string.expose().to_owned().into()),
+        ca_file: ca_file.clone(),
+        refresh: *refresh,
+        ..hub::Settings::default()
+    };
+    let hub = RestHub::open(&settings, clock.clone()).map_err(|faults| {
+        let lines: Vec<_> =
+            faults.iter().map(|f| format!("hub.{}: {}; {}", f.setting, f.problem, f.advice)).collect();
+        Failure::Setup(lines.join("\n"))
+    })?;
+    Ok(Some((Arc::new(hub), settings)))
+}
+
+/// Starts the mirror, which is at work while this device owns.
+fn start_mirror(
+    node: &Arc<Node>,
+    hub: hub::Handle,
+    settings: hub::Settings,
+    dice: &mut Dice,
+    stop: &CancellationToken,
+) -> (watch::Receiver<MirrorState>, String) {
+    let (publish, published) = watch::channel(None);
+    let state = watch::Sender::new(MirrorState::default());
+    let (shown, name) = (state.subscribe(), hub.name().to_owned());
+    let mut chance = dice.split();
+    let dice = Box::new(move || chance.throw());
+    let mirror = Mirror { hub, published, state, clock: node.clock().clone(), dice, settings };
+    node.spawn(mirror.run(stop.clone()));
+    let (watched, stop) = (node.clone(), stop.clone());
+    node.spawn(async move {
+        let (mut record, mut role) = (watched.group.record(), watched.group.role());
+        loop {
+            let fresh = to_publish(&watched);
+            publish.send_if_modified(|old: &mut Option<Published>| {
+                let changed = *old != fresh;
+                *old = fresh;
+                changed
+            });
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Ok(()) = record.changed() => {}
+                Ok(()) = role.changed() => {}
+                else => return,
+            }
+        }
+    });
+    (shown, name)
+}
+
+/// What the twins shall show, if it is this device that says so: the owner, as long as it leads.
+fn to_publish(node: &Node) -> Option<Published> {
+    let roster = node.group.roster();
+    let leads = node.group.role().borrow().standing == Standing::Leader;
+    let record = node.group.record().borrow().record.clone();
+    let own = record.owned_by(&roster.me, roster.incarnation).filter(|_| leads)?;
+    let reason = record.history.back().map_or_else(String::new, |c| c.reason.clone());
+    Some(Published {
+        site: roster.site.id.clone(),
+        devices: roster.site.members.iter().filter(|m| m.role.may_own()).map(|m| m.device.clone()).collect(),
+        owner: Some(own.device.clone()),
+        epoch: own.epoch.get(),
+        since_unix_ms: own.since_unix_ms,
+        reason,
+    })
+}
+
+/// Feeds what is counted and timed into the metrics.
+async fn measure(node: Arc<Node>, metrics: Metrics, stop: CancellationToken) {
+    let (mut record, mut observed) = (node.group.record(), node.observed.clone());
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut epoch = record.borrow().record.epoch;
+    let mut elections = 0;
+    let mut silent_since = None;
+    let roster = node.group.roster().clone();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {
+                for (id, contact) in roster.contacts() {
+                    if let (Some(member), Some(rtt)) = (roster.site.member_by_node(id), contact.round_trip) {
+                        metrics.peer_rtt(member.device.as_str(), rtt);
+                    }
+                }
+                let begun = node.elections.load(std::sync::atomic::Ordering::Relaxed);
+                (elections..begun).for_each(|_| metrics.election());
+                elections = begun;
+            }
+            Ok(()) = record.changed() => {
+                let now = record.borrow_and_update().record.clone();
+                if now.epoch > epoch && let Some(change) = now.history.back() {
+                    metrics.ownership_changed(change.cause.name());
+                    let before = now.history.iter().rev().nth(1).map(|c| c.device.node_id());
+                    let takes_over = change.device == roster.me && change.cause == Cause::OwnerLost;
+                    // The old owner was last heard then; from there on nobody may have run.
+                    silent_since = before.filter(|_| takes_over).and_then(|old| roster.contacts().get(&old)?.heard);
+                }
+                epoch = now.epoch;
+            }
+            Ok(()) = observed.changed() => {
+                let running = matches!(*observed.borrow_and_update(), workload::Observed::Running { .. });
+                if running && let Some(since) = silent_since.take() {
+                    metrics.takeover(node.clock().now().since(since));
+                }
+            }
+            else => return,
+        }
+    }
+}
+
+fn announce(config: &Config) {
+    let socket =
+        config.control.socket.as_ref().map_or_else(String::new, |s| format!(", unix:{}", s.display()));
+    let control = config.control.listen.map_or_else(|| "none".to_owned(), |c| format!("http://{c}"));
+    tracing::info!("other members reach this one at {}", config.peer.listen);
+    tracing::info!("control (gRPC) at {control}{socket}");
+    tracing::info!("status page, health and metrics at http://{}", config.http.listen);
+}
