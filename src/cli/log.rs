@@ -25,12 +25,15 @@ use crate::{
 };
 
 /// A subscriber that writes to `writer`. Other crates' events are shown from `warn` on, so that `debug` shows ours.
+/// openraft's are shown at `trace` only: it repeats itself for as long as a member is away, and what matters of it is
+/// logged here once.
 pub(super) fn subscriber<W>(log: Log, clock: Arc<dyn Clock>, writer: W) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let filter = Targets::new()
         .with_default(LevelFilter::from_level(log.level.min(Level::WARN)))
+        .with_target("openraft", if log.level == Level::TRACE { LevelFilter::TRACE } else { LevelFilter::OFF })
         .with_target("quorate", log.level);
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
     let layer = match log.format {

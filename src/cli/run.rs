@@ -44,9 +44,7 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
     match node::run::run(config).await {
         Ok(()) => Ok(DONE),
         Err(failure) => {
-            // A log reader and a person at a terminal both look for the reason at the end.
-            tracing::error!("{failure}");
-            tell(&format!("quorate: {failure}"));
+            failure.to_string().lines().for_each(|line| tracing::error!("{line}"));
             Ok(if matches!(failure, Failure::Setup(_)) { CONFIG } else { REFUSED })
         }
     }

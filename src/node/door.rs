@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Node;
 use crate::{
@@ -63,11 +63,12 @@ pub struct NodeDoor {
 }
 
 impl NodeDoor {
-    /// Opens the door; its answers are kept fresh on the node's tasks until `stop`.
+    /// Opens the door; its answers are kept fresh on `tasks` until `stop`.
     pub fn open(
         node: Arc<Node>,
         surroundings: Surroundings,
         dice: Dice,
+        tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Arc<NodeDoor> {
         let (answers, permits) = (watch::Sender::new(answer(&node)), watch::Sender::new(permit(&node)));
@@ -80,7 +81,7 @@ impl NodeDoor {
             ownerless: Mutex::default(),
         };
         let watched = node.clone();
-        node.spawn(async move {
+        tasks.spawn(async move {
             let node = watched;
             let (mut held, mut decided, mut observed) =
                 (node.held.clone(), node.decided.clone(), node.observed.clone());

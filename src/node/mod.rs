@@ -82,7 +82,7 @@ pub struct Node {
 }
 
 /// How long leaving may take to hand over before it is abandoned.
-const LEAVE_LIMIT: Duration = Duration::from_secs(5);
+const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 
 impl Node {
     /// Starts the member and its loops.

@@ -97,17 +97,17 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         .map_err(|e| Failure::Trouble(format!("consensus cannot start: {e:#}")))?;
     let node = Arc::new(node);
 
-    let mirror = hub.map(|(hub, settings)| start_mirror(&node, hub, settings, &mut dice, &stop));
+    let mirror = hub.map(|(hub, settings)| start_mirror(&node, hub, settings, &mut dice, &tasks, &stop));
     let surroundings = Surroundings { mirror, workload_kind: kind, workload_conditions };
-    let door = NodeDoor::open(node.clone(), surroundings, dice.split(), stop.clone());
+    let door = NodeDoor::open(node.clone(), surroundings, dice.split(), &tasks, stop.clone());
     let (served, control_door, until) = (bound.control, door.clone(), stop.clone());
-    node.spawn(async move {
+    tasks.spawn(async move {
         if let Err(e) = control::server::serve(served, control_door, until).await {
             tracing::error!("the control listener has ended: {e}");
         }
     });
-    node.spawn(status::server::serve(bound.http, door, metrics.clone(), stop.clone()));
-    node.spawn(measure(node.clone(), metrics, stop.clone()));
+    tasks.spawn(status::server::serve(bound.http, door, metrics.clone(), stop.clone()));
+    tasks.spawn(measure(node.clone(), metrics, stop.clone()));
     announce(&config);
 
     let ended = tokio::select! {
@@ -265,6 +265,7 @@ fn start_mirror(
     hub: hub::Handle,
     settings: hub::Settings,
     dice: &mut Dice,
+    tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> (watch::Receiver<MirrorState>, String) {
     let (publish, published) = watch::channel(None);
@@ -273,9 +274,9 @@ fn start_mirror(
     let mut chance = dice.split();
     let dice = Box::new(move || chance.throw());
     let mirror = Mirror { hub, published, state, clock: node.clock().clone(), dice, settings };
-    node.spawn(mirror.run(stop.clone()));
+    tasks.spawn(mirror.run(stop.clone()));
     let (watched, stop) = (node.clone(), stop.clone());
-    node.spawn(async move {
+    tasks.spawn(async move {
         let (mut record, mut role) = (watched.group.record(), watched.group.role());
         loop {
             let fresh = to_publish(&watched);
