@@ -17,6 +17,9 @@
 //!   runs, and killing only direct children, round after round, reaches all of them without ever hitting a reused pid.
 //! - It holds a lock on a file in the data folder for as long as it lives. No second fencer says `READY` before.
 //!
+//! A supervisor that signals all processes of a service at once (systemd's `KillMode=control-group`) ends the fencer
+//! too, and the workload loses its grace, not its safety: `KillMode=mixed` is the setting to use.
+//!
 //! What it does not do: it cannot outrun a process that forks faster than it kills, cannot end a process that the
 //! kernel holds in an uninterruptible wait (then it gives no receipt), and does not outlive a kill of itself. In the
 //! last case the workload's main process dies with it (`fencer_exec.rs`), and the next fencer ends the rest
@@ -89,7 +92,7 @@ pub(super) struct Orders {
     pub(super) after_session: Option<i32>,
     /// Where the workload runs; the sidecar's own folder if absent.
     pub(super) dir: Option<PathBuf>,
-    /// The program and its arguments.
+    /// The program and its arguments. Empty where nothing is ever started, only remains are ended.
     pub(super) command: Vec<OsString>,
 }
 
@@ -114,7 +117,7 @@ impl Orders {
         fn number<N: std::str::FromStr>(arg: Option<OsString>) -> Option<N> {
             arg?.to_str()?.parse().ok()
         }
-        let orders = Orders {
+        Some(Orders {
             lock: args.next()?.into(),
             mark: args.next()?.into_string().ok()?,
             kill_after: Duration::from_nanos(number(args.next())?),
@@ -122,8 +125,7 @@ impl Orders {
             after_session: Some(number(args.next())?).filter(|sid| *sid > 0),
             dir: Some(PathBuf::from(args.next()?)).filter(|dir| !dir.as_os_str().is_empty()),
             command: args.collect(),
-        };
-        (!orders.command.is_empty()).then_some(orders)
+        })
     }
 }
 
@@ -518,6 +520,6 @@ mod tests {
             };
             assert_eq!(Orders::from_args(orders.to_args().into_iter().skip(1)), Some(orders));
         }
-        assert_eq!(Orders::from_args(["a", "b", "1", "2", "0", ""].map(OsString::from).into_iter()), None);
+        assert_eq!(Orders::from_args(["a", "b", "1", "2", "0"].map(OsString::from).into_iter()), None);
     }
 }

@@ -332,8 +332,22 @@ async fn orphans_of_a_killed_fencer_and_a_killed_sidecar_are_ended_first() {
     sidecar.kill();
     eventually("only the forked child lives", || stage.survivors().len() == 1).await;
     let next = stage.again();
-    let workload = next.workload();
-    workload.ensure_none_running(now() + LONG).await.expect("cleans up");
+    // Also where nothing is to be started any more.
+    let none = quorate::workload::Settings::default();
+    let opened = quorate::workload::open(&none, next.context(), now() + LONG).await.expect("cleans up");
+    assert_eq!(stage.survivors(), [0; 0]);
+    assert_eq!(*opened.workload.observe().borrow(), Observed::Stopped);
+}
+
+#[tokio::test]
+async fn an_opened_workload_is_ready_and_stopped() {
+    let stage = Stage::new(&[]);
+    let opened =
+        quorate::workload::open(&stage.settings(), stage.context(), now() + LONG).await.expect("opens");
+    assert_eq!(*opened.workload.observe().borrow(), Observed::Stopped);
+    opened.workload.start(grant(7, now() + LONG)).await.expect("starts");
+    stage.ticking(1).await;
+    opened.workload.stop().await.expect("stops");
     assert_eq!(stage.survivors(), [0; 0]);
 }
 
