@@ -62,6 +62,36 @@ async fn a_frozen_sidecar_keeps_nothing_alive() {
 }
 
 #[tokio::test]
+async fn a_thawed_fencer_acts_at_once() {
+    let stage = Stage::new(&["--ignore-term"]);
+    let sidecar = stage.sidecar(SECOND);
+    stage.ticking(1).await;
+    sidecar.freeze().await;
+    send(stage.fencers()[0], Signal::STOP);
+    let past = stage.last_until() + GRACE;
+    eventually("the deadline is long over", || now() > past).await;
+    assert_eq!(stage.survivors().len(), 1, "nobody was there to end it");
+    let thawed = now();
+    send(stage.fencers()[0], Signal::CONT);
+    stage.gone().await;
+    // The time for TERM was over too: it is killed without another grace.
+    assert!(stage.last_tick() <= thawed + GRACE / 2, "{} against {thawed}", stage.last_tick());
+}
+
+#[tokio::test]
+async fn a_frozen_workload_is_ended_too() {
+    let stage = Stage::new(&["--fork-child"]);
+    let workload = stage.workload();
+    let until = now() + SECOND * 2;
+    workload.start(grant(7, until)).await.expect("starts");
+    stage.ticking(2).await;
+    stage.survivors().into_iter().for_each(|pid| send(pid, Signal::STOP));
+    observed(&workload, "it stops by itself", |o| *o == Observed::Stopped).await;
+    assert_eq!(stage.survivors(), [0; 0]);
+    assert!(stage.last_tick() <= until + GRACE);
+}
+
+#[tokio::test]
 async fn a_chatty_workload_with_nobody_reading_still_ends() {
     let stage = Stage::new(&["--chatty", "--ignore-term"]);
     let sidecar = stage.sidecar(SECOND);
