@@ -15,7 +15,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Settings,
-    fencer::{MARK, Orders, SELF},
+    fencer::{MARK, SELF},
+    orders::Orders,
     output,
     process::{Context, LOCK_FILE, environment},
     wire::{Command, Event, Lines},

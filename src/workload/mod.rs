@@ -4,6 +4,7 @@
 //! forward. What makes that true when the sidecar is frozen or dead is the fencer (`fencer.rs`), not this process.
 //! This room decides nothing: who may run is `ownership/`'s business.
 
+mod driver;
 mod fence;
 mod fencer;
 mod fencer_exec;
@@ -11,10 +12,12 @@ mod internal;
 mod link;
 pub mod none;
 mod open;
+mod orders;
 mod orphans;
 mod output;
 pub mod process;
 mod settings;
+mod sidecar;
 mod ticker;
 pub mod ticks;
 mod wire;
