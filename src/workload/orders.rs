@@ -10,7 +10,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 pub(super) struct Orders {
     /// The lock file inside the data folder.
     pub(super) lock: PathBuf,
-    /// The value of [`MARK`] for this data folder.
+    /// The value of [`MARK`](super::fencer::MARK) for this data folder.
     pub(super) mark: String,
     /// From TERM to KILL.
     pub(super) kill_after: Duration,

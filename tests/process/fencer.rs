@@ -3,7 +3,10 @@
 //! Every judgement compares moments of the boot clock that the workload recorded with the deadline that it had; none
 //! asks how fast the machine was.
 
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    time::Duration,
+};
 
 use quorate::{
     condition::Condition,
@@ -112,6 +115,33 @@ async fn a_killed_sidecar_takes_the_workload_with_it_at_once() {
     assert_eq!(stage.survivors(), [0; 0]);
     assert!(stage.last_tick() <= killed + GRACE, "{} against {killed}", stage.last_tick());
     assert!(stage.last_until() > killed + GRACE, "the lease alone would have ended it");
+}
+
+/// Speaks with a fencer by hand; it must not matter what is said, only that nothing runs afterwards.
+async fn ends_upon(said: &[u8]) {
+    let stage = Stage::new(&["--ignore-term"]);
+    let (mut socket, mut fencer) = stage.bare_fencer();
+    let start = format!("START 7 {}\n", (now() + LONG).as_nanos());
+    socket.write_all(start.as_bytes()).expect("a fencer listens");
+    stage.ticking(1).await;
+    let spoke = now();
+    socket.write_all(said).expect("a fencer listens");
+    eventually("the fencer ends", || fencer.try_wait().expect("a child").is_some()).await;
+    assert_eq!(stage.survivors(), [0; 0]);
+    assert!(stage.last_tick() <= spoke + GRACE);
+    let mut heard = String::new();
+    socket.read_to_string(&mut heard).expect("all that was said");
+    assert!(heard.starts_with("READY\nRUNNING 7 "), "{heard}");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_talks_nonsense_is_no_sidecar() {
+    ends_upon(b"EXTEND 7 forever\n").await;
+}
+
+#[tokio::test]
+async fn a_sidecar_that_never_ends_its_line_is_no_sidecar() {
+    ends_upon(&[b'1'; 5000]).await;
 }
 
 #[tokio::test]
