@@ -17,6 +17,9 @@
 //!   runs, and killing only direct children, round after round, reaches all of them without ever hitting a reused pid.
 //! - It holds a lock on a file in the data folder for as long as it lives. No second fencer says `READY` before.
 //!
+//! A supervisor that signals all processes of a service at once (systemd's `KillMode=control-group`) ends the fencer
+//! too, and the workload loses its grace, not its safety: `KillMode=mixed` is the setting to use.
+//!
 //! What it does not do: it cannot outrun a process that forks faster than it kills, cannot end a process that the
 //! kernel holds in an uninterruptible wait (then it gives no receipt), and does not outlive a kill of itself. In the
 //! last case the workload's main process dies with it (`fencer_exec.rs`), and the next fencer ends the rest
@@ -25,12 +28,11 @@
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
-    io::{ErrorKind, Read, Write},
+    io::{ErrorKind, Read},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::OwnedFd,
         unix::{net::UnixStream, process::CommandExt},
     },
-    path::PathBuf,
     process::{ExitCode, Stdio},
     time::Duration,
 };
@@ -40,7 +42,7 @@ use rustix::{
     fs::FlockOperation,
     io::Errno,
     process::{
-        Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, kill_process_group,
+        Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, kill_process, kill_process_group,
         pidfd_open, set_child_subreaper, setsid, wait,
     },
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime},
@@ -48,8 +50,10 @@ use rustix::{
 
 use super::{
     fence::{Deed, Fence, Input},
+    orders::Orders,
     orphans,
-    wire::{Command, Event, Lines, Text},
+    sidecar::Sidecar,
+    wire::{Event, Text},
 };
 use crate::{
     clock::{BootClock, Clock, Moment},
@@ -71,61 +75,6 @@ const STUCK_WAIT: Duration = Duration::from_millis(50);
 const NO_PIDFD_WAIT: Duration = Duration::from_millis(10);
 /// How often the lock is tried while an earlier fencer holds it.
 const LOCK_WAIT: Duration = Duration::from_millis(5);
-/// Events that a silent sidecar may leave unread, in bytes, before it counts as gone.
-const UNREAD_MAX: usize = 64 * 1024;
-
-/// What the sidecar hands over on the command line.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Orders {
-    /// The lock file inside the data folder.
-    pub(super) lock: PathBuf,
-    /// The value of [`MARK`] for this data folder.
-    pub(super) mark: String,
-    /// From TERM to KILL.
-    pub(super) kill_after: Duration,
-    /// The sidecar's process id.
-    pub(super) parent: i32,
-    /// The session of a fencer that was lost, whose remains are to be ended.
-    pub(super) after_session: Option<i32>,
-    /// Where the workload runs; the sidecar's own folder if absent.
-    pub(super) dir: Option<PathBuf>,
-    /// The program and its arguments.
-    pub(super) command: Vec<OsString>,
-}
-
-impl Orders {
-    /// The command line, without the program's own name.
-    pub(super) fn to_args(&self) -> Vec<OsString> {
-        let mut args: Vec<OsString> = vec![
-            "fencer".into(),
-            self.lock.clone().into(),
-            self.mark.clone().into(),
-            self.kill_after.as_nanos().to_string().into(),
-            self.parent.to_string().into(),
-            self.after_session.unwrap_or(0).to_string().into(),
-            self.dir.clone().unwrap_or_default().into(),
-        ];
-        args.extend(self.command.iter().cloned());
-        args
-    }
-
-    /// Reads back what [`Orders::to_args`] wrote, after the word `fencer`. `None` if it is not that.
-    pub(super) fn from_args(mut args: impl Iterator<Item = OsString>) -> Option<Orders> {
-        fn number<N: std::str::FromStr>(arg: Option<OsString>) -> Option<N> {
-            arg?.to_str()?.parse().ok()
-        }
-        let orders = Orders {
-            lock: args.next()?.into(),
-            mark: args.next()?.into_string().ok()?,
-            kill_after: Duration::from_nanos(number(args.next())?),
-            parent: number(args.next())?,
-            after_session: Some(number(args.next())?).filter(|sid| *sid > 0),
-            dir: Some(PathBuf::from(args.next()?)).filter(|dir| !dir.as_os_str().is_empty()),
-            command: args.collect(),
-        };
-        (!orders.command.is_empty()).then_some(orders)
-    }
-}
 
 /// The whole life of a fencer; `args` are those after the word `fencer`.
 pub(super) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
@@ -136,68 +85,6 @@ pub(super) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     match Fencer::begin(orders) {
         Ok(fencer) => fencer.run(),
         Err(()) => ExitCode::FAILURE,
-    }
-}
-
-/// The link to the sidecar. Nothing here blocks.
-struct Sidecar {
-    socket: UnixStream,
-    lines: Lines,
-    unsent: Vec<u8>,
-    parent: i32,
-    gone: bool,
-}
-
-impl Sidecar {
-    fn tell(&mut self, event: &Event) {
-        if self.gone {
-            return;
-        }
-        self.unsent.extend_from_slice(format!("{event}\n").as_bytes());
-        self.flush();
-    }
-
-    fn flush(&mut self) {
-        while !self.unsent.is_empty() && !self.gone {
-            match self.socket.write(&self.unsent) {
-                Ok(n) if n > 0 => drop(self.unsent.drain(..n)),
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                _ => self.gone = true,
-            }
-        }
-        self.gone |= self.unsent.len() > UNREAD_MAX;
-    }
-
-    /// Everything that has arrived. Sets `gone` when the sidecar is.
-    fn commands(&mut self) -> Vec<Command> {
-        let mut commands = Vec::new();
-        let mut bytes = [0; 4096];
-        // Bounded, so that a sidecar that never stops talking cannot keep the loop from its clock.
-        for _ in 0..16 {
-            match self.socket.read(&mut bytes) {
-                Ok(0) => self.gone = true,
-                Ok(n) => self.lines.push(bytes.get(..n).unwrap_or_default()),
-                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => self.gone = true,
-            }
-            loop {
-                match self.lines.next_line().and_then(|line| line.map(|l| Command::parse(&l)).transpose()) {
-                    Ok(Some(command)) => commands.push(command),
-                    Ok(None) => break,
-                    Err(_) => {
-                        self.gone = true;
-                        break;
-                    }
-                }
-            }
-            if self.gone {
-                break;
-            }
-        }
-        self.gone |= getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(self.parent);
-        commands
     }
 }
 
@@ -222,16 +109,7 @@ struct Fencer {
 impl Fencer {
     /// Takes its place: session, reaper, lock, and an end to whatever an earlier life left behind.
     fn begin(orders: Orders) -> Result<Fencer, ()> {
-        let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(drop)?;
-        let socket = UnixStream::from(socket);
-        socket.set_nonblocking(true).map_err(drop)?;
-        let mut sidecar = Sidecar {
-            socket,
-            lines: Lines::default(),
-            unsent: Vec::new(),
-            parent: orders.parent,
-            gone: false,
-        };
+        let mut sidecar = Sidecar::at_stdin(orders.parent).map_err(drop)?;
         let (timer, lock) = match take_place(&orders) {
             Ok(place) => place,
             Err(reason) => {
@@ -432,10 +310,10 @@ impl Fencer {
             arm(&self.timer, Moment::default());
         }
         let mut sidecar = PollFlags::IN;
-        sidecar.set(PollFlags::OUT, !self.sidecar.unsent.is_empty());
+        sidecar.set(PollFlags::OUT, self.sidecar.unsent());
         let mut fds = vec![PollFd::new(&self.timer, PollFlags::IN)];
         if !self.sidecar.gone {
-            fds.push(PollFd::new(&self.sidecar.socket, sidecar));
+            fds.push(PollFd::new(&self.sidecar, sidecar));
         }
         if let Some(pidfd) = self.main.as_ref().and_then(|main| main.pidfd.as_ref()) {
             fds.push(PollFd::new(pidfd, PollFlags::IN));
@@ -463,17 +341,6 @@ fn take_place(orders: &Orders) -> Result<(OwnedFd, File), Text> {
     Ok((timer, lock))
 }
 
-impl Sidecar {
-    /// Waits a little before anything was started; `Err` if the sidecar is gone, for then there is nothing to do.
-    fn idle(&mut self, pause: Duration) -> Result<(), ()> {
-        let parent = getppid().map(|pid| pid.as_raw_nonzero().get());
-        let mut peek = PollFd::new(&self.socket, PollFlags::HUP);
-        let hung_up = poll(std::slice::from_mut(&mut peek), Some(&timespec(pause))).is_ok()
-            && peek.revents().contains(PollFlags::HUP);
-        if hung_up || parent != Some(self.parent) { Err(()) } else { Ok(()) }
-    }
-}
-
 /// A child that has not been reaped keeps its process id, so none of these can be anybody else.
 fn signal_children(signal: Signal) {
     for pid in orphans::children_of(getpid()) {
@@ -488,7 +355,7 @@ fn arm(timer: &OwnedFd, at: Moment) {
     let _ = timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval, it_value });
 }
 
-fn timespec(d: Duration) -> Timespec {
+pub(super) fn timespec(d: Duration) -> Timespec {
     Timespec { tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), tv_nsec: d.subsec_nanos().into() }
 }
 
@@ -497,27 +364,5 @@ fn how(status: WaitStatus) -> String {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => "ended".into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn orders_survive_the_command_line() {
-        for (dir, after_session) in [(None, None), (Some(PathBuf::from("/srv")), Some(12))] {
-            let orders = Orders {
-                lock: "/data/fencer.lock".into(),
-                mark: "0123".into(),
-                kill_after: Duration::from_millis(150),
-                parent: 7,
-                after_session,
-                dir,
-                command: vec!["app".into(), "--flag".into(), "".into()],
-            };
-            assert_eq!(Orders::from_args(orders.to_args().into_iter().skip(1)), Some(orders));
-        }
-        assert_eq!(Orders::from_args(["a", "b", "1", "2", "0", ""].map(OsString::from).into_iter()), None);
     }
 }

@@ -5,7 +5,10 @@
 
 use std::{
     io::ErrorKind,
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::MetadataExt, process::CommandExt},
+    },
     process::Stdio,
     sync::Arc,
 };
@@ -15,12 +18,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Settings,
-    fencer::{MARK, Orders, SELF},
+    fencer::{MARK, SELF},
+    orders::Orders,
     output,
     process::{Context, LOCK_FILE, environment},
     wire::{Command, Event, Lines},
 };
-use crate::{clock::Moment, epoch::Epoch, id::fnv1a};
+use crate::{clock::Moment, epoch::Epoch};
 
 /// A running fencer.
 #[derive(Debug)]
@@ -43,9 +47,11 @@ impl Link {
         after_session: Option<i32>,
     ) -> std::io::Result<Link> {
         let data = std::fs::canonicalize(&context.data)?;
+        let folder = std::fs::metadata(&data)?;
         let orders = Orders {
             lock: data.join(LOCK_FILE),
-            mark: format!("{:016x}", fnv1a(data.as_os_str().as_encoded_bytes())),
+            // Two containers may see different folders under one path, but never share a folder's number.
+            mark: format!("{:x}-{:x}", folder.dev(), folder.ino()),
             kill_after: context.timing.kill_after(),
             parent: rustix::process::getpid().as_raw_nonzero().get(),
             after_session,

@@ -4,16 +4,20 @@
 //! forward. What makes that true when the sidecar is frozen or dead is the fencer (`fencer.rs`), not this process.
 //! This room decides nothing: who may run is `ownership/`'s business.
 
+mod driver;
 mod fence;
 mod fencer;
 mod fencer_exec;
 mod internal;
 mod link;
 pub mod none;
+mod open;
+mod orders;
 mod orphans;
 mod output;
 pub mod process;
 mod settings;
+mod sidecar;
 mod ticker;
 pub mod ticks;
 mod wire;
@@ -27,6 +31,7 @@ use crate::{clock::Moment, epoch::Epoch};
 pub use self::{
     internal::internal_command,
     none::OwnershipOnly,
+    open::{Opened, open},
     process::{Context, ProcessWorkload},
     settings::{Kind, Settings},
     ticker::EVERY as TICK_EVERY,
@@ -47,7 +52,8 @@ pub enum Observed {
         /// Its process id, where there is one.
         pid: Option<u32>,
     },
-    /// It ended by itself and is started again later, still under this epoch. Nothing of it runs now.
+    /// It ended by itself and is started again later, still under this epoch. Nothing of it ran when that was seen,
+    /// but the fencer starts it again without asking, so this is no substitute for [`Observed::Stopped`].
     BackingOff {
         /// The epoch it was started with.
         epoch: Epoch,
@@ -64,9 +70,10 @@ pub enum Observed {
 }
 
 impl Observed {
-    /// Whether anything of the workload may be running.
+    /// Whether anything of the workload may be running, or may be started without a further word from here. Only
+    /// [`Observed::Stopped`] rules that out.
     pub fn may_run(&self) -> bool {
-        matches!(self, Observed::Running { .. } | Observed::Stopping { .. })
+        *self != Observed::Stopped
     }
 
     /// The epoch it was started with, unless it is stopped.
@@ -114,8 +121,12 @@ pub trait Workload: Send + Sync + 'static {
     /// by itself it is started again, with growing pauses, until it is stopped. Dropping the future does not undo
     /// the start.
     ///
+    /// Starting what runs under the same epoch is an extension; under another epoch it is refused until it was
+    /// stopped. A deadline more than 60 s ahead, which no lease reaches, is cut to that.
+    ///
     /// # Errors
-    /// [`Error`]; after an error nothing runs.
+    /// [`Error::Late`] and [`Error::Fencer`]: nothing runs, and nothing will. [`Error::CannotStart`]: nothing runs
+    /// yet, and it is tried again until it is stopped or its deadline passes.
     fn start(&self, grant: Grant) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Moves the deadline forward. An earlier moment than the last is ignored. Never waits.

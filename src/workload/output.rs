@@ -151,6 +151,32 @@ mod tests {
         assert_eq!(cutter.rest(), None);
     }
 
+    #[tokio::test]
+    async fn lines_reach_the_log_with_their_stream() {
+        #[derive(Clone, Default)]
+        struct Sink(Arc<std::sync::Mutex<Vec<u8>>>);
+        impl std::io::Write for Sink {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        log(&b"one\ntwo"[..], "stderr", Arc::new(crate::clock::BootClock)).await;
+        let text = String::from_utf8(sink.0.lock().expect("not poisoned").clone()).expect("plain");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].contains("INFO workload: one stream=\"stderr\""), "{text}");
+        assert!(lines[1].contains("two"), "{text}");
+    }
+
     #[test]
     fn terminals_are_not_steered() {
         assert_eq!(Cutter::default().push(b"a\x1b[2Jb\tc\xff\n"), ["a\\u{1b}[2Jb\tc\u{fffd}"]);

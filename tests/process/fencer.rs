@@ -3,7 +3,10 @@
 //! Every judgement compares moments of the boot clock that the workload recorded with the deadline that it had; none
 //! asks how fast the machine was.
 
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    time::Duration,
+};
 
 use quorate::{
     condition::Condition,
@@ -62,6 +65,36 @@ async fn a_frozen_sidecar_keeps_nothing_alive() {
 }
 
 #[tokio::test]
+async fn a_thawed_fencer_acts_at_once() {
+    let stage = Stage::new(&["--ignore-term"]);
+    let sidecar = stage.sidecar(SECOND);
+    stage.ticking(1).await;
+    sidecar.freeze().await;
+    send(stage.fencers()[0], Signal::STOP);
+    let past = stage.last_until() + GRACE;
+    eventually("the deadline is long over", || now() > past).await;
+    assert_eq!(stage.survivors().len(), 1, "nobody was there to end it");
+    let thawed = now();
+    send(stage.fencers()[0], Signal::CONT);
+    stage.gone().await;
+    // The time for TERM was over too: it is killed without another grace.
+    assert!(stage.last_tick() <= thawed + GRACE / 2, "{} against {thawed}", stage.last_tick());
+}
+
+#[tokio::test]
+async fn a_frozen_workload_is_ended_too() {
+    let stage = Stage::new(&["--fork-child"]);
+    let workload = stage.workload();
+    let until = now() + SECOND * 2;
+    workload.start(grant(7, until)).await.expect("starts");
+    stage.ticking(2).await;
+    stage.survivors().into_iter().for_each(|pid| send(pid, Signal::STOP));
+    observed(&workload, "it stops by itself", |o| *o == Observed::Stopped).await;
+    assert_eq!(stage.survivors(), [0; 0]);
+    assert!(stage.last_tick() <= until + GRACE);
+}
+
+#[tokio::test]
 async fn a_chatty_workload_with_nobody_reading_still_ends() {
     let stage = Stage::new(&["--chatty", "--ignore-term"]);
     let sidecar = stage.sidecar(SECOND);
@@ -82,6 +115,33 @@ async fn a_killed_sidecar_takes_the_workload_with_it_at_once() {
     assert_eq!(stage.survivors(), [0; 0]);
     assert!(stage.last_tick() <= killed + GRACE, "{} against {killed}", stage.last_tick());
     assert!(stage.last_until() > killed + GRACE, "the lease alone would have ended it");
+}
+
+/// Speaks with a fencer by hand; it must not matter what is said, only that nothing runs afterwards.
+async fn ends_upon(said: &[u8]) {
+    let stage = Stage::new(&["--ignore-term"]);
+    let (mut socket, mut fencer) = stage.bare_fencer();
+    let start = format!("START 7 {}\n", (now() + LONG).as_nanos());
+    socket.write_all(start.as_bytes()).expect("a fencer listens");
+    stage.ticking(1).await;
+    let spoke = now();
+    socket.write_all(said).expect("a fencer listens");
+    eventually("the fencer ends", || fencer.try_wait().expect("a child").is_some()).await;
+    assert_eq!(stage.survivors(), [0; 0]);
+    assert!(stage.last_tick() <= spoke + GRACE);
+    let mut heard = String::new();
+    socket.read_to_string(&mut heard).expect("all that was said");
+    assert!(heard.starts_with("READY\nRUNNING 7 "), "{heard}");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_talks_nonsense_is_no_sidecar() {
+    ends_upon(b"EXTEND 7 forever\n").await;
+}
+
+#[tokio::test]
+async fn a_sidecar_that_never_ends_its_line_is_no_sidecar() {
+    ends_upon(&[b'1'; 5000]).await;
 }
 
 #[tokio::test]
@@ -332,8 +392,22 @@ async fn orphans_of_a_killed_fencer_and_a_killed_sidecar_are_ended_first() {
     sidecar.kill();
     eventually("only the forked child lives", || stage.survivors().len() == 1).await;
     let next = stage.again();
-    let workload = next.workload();
-    workload.ensure_none_running(now() + LONG).await.expect("cleans up");
+    // Also where nothing is to be started any more.
+    let none = quorate::workload::Settings::default();
+    let opened = quorate::workload::open(&none, next.context(), now() + LONG).await.expect("cleans up");
+    assert_eq!(stage.survivors(), [0; 0]);
+    assert_eq!(*opened.workload.observe().borrow(), Observed::Stopped);
+}
+
+#[tokio::test]
+async fn an_opened_workload_is_ready_and_stopped() {
+    let stage = Stage::new(&[]);
+    let opened =
+        quorate::workload::open(&stage.settings(), stage.context(), now() + LONG).await.expect("opens");
+    assert_eq!(*opened.workload.observe().borrow(), Observed::Stopped);
+    opened.workload.start(grant(7, now() + LONG)).await.expect("starts");
+    stage.ticking(1).await;
+    opened.workload.stop().await.expect("stops");
     assert_eq!(stage.survivors(), [0; 0]);
 }
 

@@ -6,6 +6,7 @@
 use std::{
     ffi::OsString,
     io::Write,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Stdio},
     sync::Arc,
@@ -191,6 +192,31 @@ impl Stage {
             .spawn()
             .expect("starts");
         Sidecar(child)
+    }
+
+    /// A fencer that is spoken with by hand.
+    #[expect(clippy::disallowed_methods, reason = "the other end of the fencer's socket is the test itself")]
+    pub(super) fn bare_fencer(&self) -> (UnixStream, Child) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        ours.set_read_timeout(Some(PATIENCE)).expect("is allowed");
+        let folder = std::fs::canonicalize(&self.folder).expect("a folder");
+        let child = std::process::Command::new(env!("CARGO_BIN_EXE_quorate"))
+            .arg("fencer")
+            .arg(folder.join(quorate::workload::process::LOCK_FILE))
+            .args([
+                "by-hand",
+                &(GRACE * 3 / 4).as_nanos().to_string(),
+                &std::process::id().to_string(),
+                "0",
+                "",
+            ])
+            .args(self.settings().command)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starts");
+        (ours, child)
     }
 
     /// The latest deadline that the stand-in may have handed over: it notes each before it does.

@@ -1,0 +1,436 @@
+//! The sidecar's side of a process workload: one task that owns the link to the fencer.
+//!
+//! It passes on what handles ask for, turns the fencer's events into what is observed, replaces a fencer that was lost,
+//! and kills one that has not reported the end by deadline plus grace. It never waits for the fencer while it should
+//! listen, and it never says `Stopped` without the word of a fencer.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{
+    Context, Error, Grant, Observed, Settings,
+    link::Link,
+    wire::{Command, Event},
+};
+use crate::{
+    clock::{Clock, Moment, sleep_until},
+    condition::{Condition, Raised},
+    epoch::Epoch,
+};
+
+/// The pauses between tries to start a fencer.
+const RESPAWN: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(5);
+/// For how long `fencer.lost` stays raised.
+const LOST_SHOWN: Duration = Duration::from_secs(300);
+/// From this many failures in a row on, `workload.crashing` is raised.
+const CRASHING: u32 = 3;
+/// Together with the grace: how long leaving waits for the fencer.
+const LEAVE_SLACK: Duration = Duration::from_secs(1);
+
+pub(super) type Reply = oneshot::Sender<Result<(), Error>>;
+
+/// What a handle wants.
+#[derive(Debug)]
+pub(super) enum Ask {
+    Ready(Reply),
+    Start(Grant, Reply),
+    Extend(Moment),
+    Stop(Reply),
+}
+
+/// What the driver has asked the fencer for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing.
+    Idle,
+    /// To run.
+    Granted(Grant),
+    /// To stop; `by` is when the end must have been reported.
+    Ending { epoch: Epoch, by: Moment },
+}
+
+/// The task behind a [`super::ProcessWorkload`].
+pub(super) struct Driver {
+    settings: Settings,
+    context: Context,
+    inbox: mpsc::UnboundedReceiver<Ask>,
+    observed: watch::Sender<Observed>,
+    conditions: watch::Sender<Vec<Raised>>,
+    /// What is raised, and until when.
+    raised: BTreeMap<Condition, (String, Moment)>,
+    link: Option<Link>,
+    ready: bool,
+    phase: Phase,
+    /// A start that has not been answered. Kept back until the fencer is ready.
+    starting: Option<(Grant, Reply)>,
+    waiting_ready: Vec<Reply>,
+    waiting_stop: Vec<Reply>,
+    spawn_at: Moment,
+    spawn_pause: Duration,
+    /// Why the fencer could not be started, while it could not.
+    trouble: Option<String>,
+    lost_session: Option<i32>,
+}
+
+enum Next {
+    Asked(Option<Ask>),
+    Heard(Result<Event, String>),
+    Time,
+    Leave,
+}
+
+impl Driver {
+    /// A driver without a fencer, which is the first thing it gets.
+    pub(super) fn new(
+        settings: Settings,
+        context: Context,
+        inbox: mpsc::UnboundedReceiver<Ask>,
+        observed: watch::Sender<Observed>,
+        conditions: watch::Sender<Vec<Raised>>,
+    ) -> Driver {
+        Driver {
+            settings,
+            context,
+            inbox,
+            observed,
+            conditions,
+            raised: BTreeMap::new(),
+            link: None,
+            ready: false,
+            phase: Phase::Idle,
+            starting: None,
+            waiting_ready: Vec::new(),
+            waiting_stop: Vec::new(),
+            spawn_at: Moment::default(),
+            spawn_pause: *RESPAWN.start(),
+            trouble: None,
+            lost_session: None,
+        }
+    }
+
+    /// Serves until the sidecar leaves or every handle is dropped; then the workload is stopped.
+    pub(super) async fn run(mut self) {
+        let (clock, leave) = (self.context.clock.clone(), self.context.leave.clone());
+        loop {
+            self.mind_the_clock();
+            let alarm = self.alarm();
+            let next = tokio::select! {
+                biased;
+                () = leave.cancelled() => Next::Leave,
+                event = next_event(&mut self.link) => Next::Heard(event),
+                ask = self.inbox.recv() => Next::Asked(ask),
+                () = wait_for(&*clock, alarm) => Next::Time,
+            };
+            match next {
+                Next::Heard(Ok(event)) => self.hear(event),
+                Next::Heard(Err(why)) => self.lost(why),
+                Next::Asked(Some(ask)) => self.asked(ask),
+                Next::Asked(None) | Next::Leave => break,
+                Next::Time => {}
+            }
+        }
+        self.leave().await;
+    }
+
+    fn mind_the_clock(&mut self) {
+        let now = self.context.clock.now();
+        if self.link.is_none() && now >= self.spawn_at {
+            self.spawn_fencer(now);
+        }
+        if self.starting.as_ref().is_some_and(|(grant, _)| !self.sent(grant) && now >= grant.until)
+            && let Some((_, reply)) = self.starting.take()
+        {
+            let _ = reply.send(Err(Error::Late));
+        }
+        if self.overdue().is_some_and(|by| now >= by)
+            && let Some(link) = &mut self.link
+        {
+            tracing::error!("the fencer has not reported the workload's end in time: killing the fencer");
+            self.phase = Phase::Idle;
+            link.kill();
+        }
+        let before = self.raised.len();
+        self.raised.retain(|_, (_, until)| now < *until);
+        if self.raised.len() != before {
+            self.publish_conditions();
+        }
+    }
+
+    fn alarm(&self) -> Option<Moment> {
+        let spawn = self.link.is_none().then_some(self.spawn_at);
+        let start =
+            self.starting.as_ref().filter(|(grant, _)| !self.sent(grant)).map(|(grant, _)| grant.until);
+        let shown = self.raised.values().map(|(_, until)| *until).min();
+        [spawn, start, shown, self.overdue()].into_iter().flatten().min()
+    }
+
+    /// When the fencer must have reported the end.
+    fn overdue(&self) -> Option<Moment> {
+        match self.phase {
+            Phase::Idle => None,
+            Phase::Granted(grant) => Some(grant.until + self.context.timing.stop_grace()),
+            Phase::Ending { by, .. } => Some(by),
+        }
+    }
+
+    fn sent(&self, grant: &Grant) -> bool {
+        matches!(self.phase, Phase::Granted(held) if held.epoch == grant.epoch)
+    }
+
+    fn asked(&mut self, ask: Ask) {
+        match ask {
+            Ask::Ready(reply) if self.ready => drop(reply.send(Ok(()))),
+            Ask::Ready(reply) => self.waiting_ready.push(reply),
+            Ask::Start(grant, reply) => self.asked_to_start(grant, reply),
+            Ask::Extend(until) => self.extend(until),
+            Ask::Stop(reply) => self.asked_to_stop(reply),
+        }
+        // Nobody who has gone away needs an answer.
+        self.waiting_ready.retain(|reply| !reply.is_closed());
+        self.waiting_stop.retain(|reply| !reply.is_closed());
+    }
+
+    fn asked_to_start(&mut self, grant: Grant, reply: Reply) {
+        let answer = match self.phase {
+            _ if self.context.clock.now() >= grant.until => Err(Error::Late),
+            Phase::Granted(held) if held.epoch == grant.epoch && self.starting.is_none() => {
+                self.extend(grant.until);
+                Ok(())
+            }
+            Phase::Granted(Grant { epoch, .. }) | Phase::Ending { epoch, .. } => {
+                Err(Error::Fencer(format!("has not ended the workload of epoch {epoch}; stop it first")))
+            }
+            Phase::Idle if self.starting.is_some() => Err(Error::Fencer("is starting it already".into())),
+            Phase::Idle => match (&self.trouble, &self.link) {
+                (Some(trouble), None) => Err(Error::Fencer(trouble.clone())),
+                _ => {
+                    self.starting = Some((grant, reply));
+                    self.send_start();
+                    return;
+                }
+            },
+        };
+        let _ = reply.send(answer);
+    }
+
+    fn send_start(&mut self) {
+        if let (true, Phase::Idle, Some((grant, _)), Some(link)) =
+            (self.ready, self.phase, &self.starting, &mut self.link)
+        {
+            link.say(&Command::Start { epoch: grant.epoch, until: grant.until });
+            self.phase = Phase::Granted(*grant);
+            // From here on it may run, whatever is or is not heard.
+            self.observed.send_replace(Observed::Running { epoch: grant.epoch, pid: None });
+        }
+    }
+
+    fn extend(&mut self, to: Moment) {
+        if let (Phase::Granted(grant), Some(link)) = (&mut self.phase, &mut self.link)
+            && to > grant.until
+        {
+            grant.until = to;
+            link.extend(grant.epoch, to);
+        }
+        if let Some((grant, _)) = &mut self.starting {
+            grant.until = grant.until.max(to);
+        }
+    }
+
+    fn asked_to_stop(&mut self, reply: Reply) {
+        let now = self.context.clock.now();
+        match (&mut self.link, self.phase) {
+            (Some(link), Phase::Granted(grant)) => {
+                link.say(&Command::Stop);
+                let by = now.min(grant.until) + self.context.timing.stop_grace();
+                self.phase = Phase::Ending { epoch: grant.epoch, by };
+                self.waiting_stop.push(reply);
+            }
+            (Some(_), Phase::Ending { .. }) => self.waiting_stop.push(reply),
+            _ if self.ready => {
+                let _ = reply.send(Ok(()));
+            }
+            (None, _) if self.trouble.is_some() => {
+                let _ = reply.send(Err(Error::Fencer(self.trouble.clone().unwrap_or_default())));
+            }
+            _ => self.waiting_stop.push(reply),
+        }
+        // A start that was kept back must not happen after the stop.
+        if !matches!(self.phase, Phase::Granted(_)) {
+            self.fail_start(|| Error::Fencer("was told to stop before the start".into()));
+        }
+    }
+
+    fn hear(&mut self, event: Event) {
+        tracing::debug!(%event, "fencer");
+        match event {
+            Event::Ready => {
+                (self.ready, self.trouble, self.lost_session) = (true, None, None);
+                self.spawn_pause = *RESPAWN.start();
+                self.stopped();
+                for reply in self.waiting_ready.drain(..) {
+                    let _ = reply.send(Ok(()));
+                }
+                self.send_start();
+            }
+            Event::Running { epoch, pid } => {
+                tracing::info!(%epoch, pid, "the workload runs");
+                self.lower(Condition::WorkloadCannotStart);
+                self.observed.send_replace(Observed::Running { epoch, pid: Some(pid) });
+                if let Some((_, reply)) = self.starting.take() {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+            Event::Exited { epoch, failures, how } => {
+                tracing::warn!(%epoch, failures, %how, "the workload ended by itself; it is started again");
+                if failures >= CRASHING {
+                    self.raise(
+                        Condition::WorkloadCrashing,
+                        format!("{failures} times in a row; last: {how}"),
+                    );
+                }
+                let last = how.as_str().to_owned();
+                self.observed.send_replace(Observed::BackingOff { epoch, failures, last });
+                // It was started, and is gone again: the start itself was carried out.
+                if let Some((_, reply)) = self.starting.take() {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+            Event::CannotStart { epoch, failures, reason } => {
+                let program = self.settings.command.first().cloned().unwrap_or_default();
+                let reason = reason.as_str().to_owned();
+                tracing::error!(%epoch, failures, program, reason, "the workload cannot be started");
+                self.raise(Condition::WorkloadCannotStart, format!("{program}: {reason}"));
+                let last = format!("cannot start: {reason}");
+                self.observed.send_replace(Observed::BackingOff { epoch, failures, last });
+                self.fail_start(|| Error::CannotStart { program, reason });
+            }
+            Event::Stopping { epoch } => {
+                self.observed.send_replace(Observed::Stopping { epoch });
+                if let Phase::Granted(grant) = self.phase {
+                    // Its own deadline made the fencer stop: no later extension can be meant for this run.
+                    let by = grant.until + self.context.timing.stop_grace();
+                    self.phase = Phase::Ending { epoch, by };
+                }
+                self.fail_start(|| Error::Late);
+            }
+            Event::Stopped { epoch, at } => {
+                tracing::info!(%epoch, %at, "the workload is stopped");
+                self.fail_start(|| Error::Late);
+                self.stopped();
+            }
+            Event::Late { .. } => {
+                self.fail_start(|| Error::Late);
+                self.stopped();
+            }
+            Event::Busy { epoch } => self.lost(format!("and the sidecar disagree: busy at epoch {epoch}")),
+            Event::Failed { reason } => self.trouble = Some(reason.as_str().to_owned()),
+        }
+    }
+
+    /// Nothing runs, and that is certain.
+    fn stopped(&mut self) {
+        self.phase = Phase::Idle;
+        self.lower(Condition::WorkloadCannotStart);
+        self.lower(Condition::WorkloadCrashing);
+        self.observed.send_replace(Observed::Stopped);
+        for reply in self.waiting_stop.drain(..) {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    fn fail_start(&mut self, error: impl FnOnce() -> Error) {
+        if let Some((_, reply)) = self.starting.take() {
+            let _ = reply.send(Err(error()));
+        }
+    }
+
+    fn spawn_fencer(&mut self, now: Moment) {
+        self.spawn_pause = (self.spawn_pause * 2).min(*RESPAWN.end());
+        self.spawn_at = now + self.spawn_pause;
+        match Link::spawn(&self.settings, &self.context, self.lost_session) {
+            Ok(link) => self.link = Some(link),
+            Err(e) => {
+                let trouble = format!("cannot be started: {e}");
+                tracing::error!("the fencer {trouble}");
+                self.in_trouble(trouble);
+            }
+        }
+    }
+
+    /// The link broke. Whatever ran is dying; the next fencer makes sure of it.
+    fn lost(&mut self, why: String) {
+        let Some(link) = self.link.take() else { return };
+        self.lost_session = link.session();
+        if std::mem::take(&mut self.ready) {
+            let epoch = self.observed.borrow().epoch().unwrap_or_default();
+            tracing::error!("the fencer was lost ({why}); its workload dies with it");
+            self.observed.send_replace(Observed::Stopping { epoch });
+            self.raise(Condition::FencerLost, format!("the fencer was lost: {why}"));
+            self.fail_start(|| Error::Fencer(format!("was lost: {why}")));
+            // The first try comes at once: the remains must be ended.
+            self.spawn_at = Moment::default();
+        } else {
+            let trouble = self.trouble.take().unwrap_or_else(|| format!("did not get ready: {why}"));
+            tracing::error!("the fencer {trouble}");
+            self.in_trouble(trouble);
+        }
+        self.phase = Phase::Idle;
+        link.abandon(&self.context.tracker);
+    }
+
+    fn in_trouble(&mut self, trouble: String) {
+        let replies = self.waiting_ready.drain(..).chain(self.waiting_stop.drain(..));
+        for reply in replies.chain(self.starting.take().map(|(_, reply)| reply)) {
+            let _ = reply.send(Err(Error::Fencer(trouble.clone())));
+        }
+        self.trouble = Some(trouble);
+    }
+
+    fn raise(&mut self, name: Condition, detail: String) {
+        self.raised.insert(name, (detail, self.context.clock.now() + LOST_SHOWN));
+        self.publish_conditions();
+    }
+
+    fn lower(&mut self, name: Condition) {
+        if self.raised.remove(&name).is_some() {
+            self.publish_conditions();
+        }
+    }
+
+    fn publish_conditions(&self) {
+        let raised = self.raised.iter().map(|(name, (detail, _))| Raised::new(*name, detail.clone()));
+        self.conditions.send_replace(raised.collect());
+    }
+
+    /// Lets go of the fencer, which then stops the workload and ends, and stays to see it for at most the grace.
+    async fn leave(mut self) {
+        self.inbox.close();
+        let Some(mut link) = self.link.take() else { return };
+        let by = self.context.clock.now() + self.context.timing.stop_grace() + LEAVE_SLACK;
+        link.hang_up();
+        let ended = tokio::select! {
+            ended = link.ended() => ended,
+            () = sleep_until(&*self.context.clock, by) => false,
+        };
+        if ended && self.ready {
+            self.stopped();
+        } else {
+            tracing::error!("the fencer has not reported the workload's end; it goes on trying by itself");
+        }
+    }
+}
+
+async fn next_event(link: &mut Option<Link>) -> Result<Event, String> {
+    match link {
+        Some(link) => link.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_for(clock: &dyn Clock, alarm: Option<Moment>) {
+    match alarm {
+        Some(at) => sleep_until(clock, at).await,
+        None => std::future::pending().await,
+    }
+}

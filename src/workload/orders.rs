@@ -1,0 +1,80 @@
+//! What a fencer is told on its command line: everything that stays the same for its whole life.
+//!
+//! Only our own binary writes and reads it, so the order is fixed and nothing is named. Secrets do not belong here,
+//! because every user of the machine can read a command line; they go through the environment.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+/// What the sidecar hands over on the command line.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Orders {
+    /// The lock file inside the data folder.
+    pub(super) lock: PathBuf,
+    /// The value of [`MARK`](super::fencer::MARK) for this data folder.
+    pub(super) mark: String,
+    /// From TERM to KILL.
+    pub(super) kill_after: Duration,
+    /// The sidecar's process id.
+    pub(super) parent: i32,
+    /// The session of a fencer that was lost, whose remains are to be ended.
+    pub(super) after_session: Option<i32>,
+    /// Where the workload runs; the sidecar's own folder if absent.
+    pub(super) dir: Option<PathBuf>,
+    /// The program and its arguments. Empty where nothing is ever started, only remains are ended.
+    pub(super) command: Vec<OsString>,
+}
+
+impl Orders {
+    /// The command line, without the program's own name.
+    pub(super) fn to_args(&self) -> Vec<OsString> {
+        let mut args: Vec<OsString> = vec![
+            "fencer".into(),
+            self.lock.clone().into(),
+            self.mark.clone().into(),
+            self.kill_after.as_nanos().to_string().into(),
+            self.parent.to_string().into(),
+            self.after_session.unwrap_or(0).to_string().into(),
+            self.dir.clone().unwrap_or_default().into(),
+        ];
+        args.extend(self.command.iter().cloned());
+        args
+    }
+
+    /// Reads back what [`Orders::to_args`] wrote, after the word `fencer`. `None` if it is not that.
+    pub(super) fn from_args(mut args: impl Iterator<Item = OsString>) -> Option<Orders> {
+        fn number<N: std::str::FromStr>(arg: Option<OsString>) -> Option<N> {
+            arg?.to_str()?.parse().ok()
+        }
+        Some(Orders {
+            lock: args.next()?.into(),
+            mark: args.next()?.into_string().ok()?,
+            kill_after: Duration::from_nanos(number(args.next())?),
+            parent: number(args.next())?,
+            after_session: Some(number(args.next())?).filter(|sid| *sid > 0),
+            dir: Some(PathBuf::from(args.next()?)).filter(|dir| !dir.as_os_str().is_empty()),
+            command: args.collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_survive_the_command_line() {
+        for (dir, after_session) in [(None, None), (Some(PathBuf::from("/srv")), Some(12))] {
+            let orders = Orders {
+                lock: "/data/fencer.lock".into(),
+                mark: "0123".into(),
+                kill_after: Duration::from_millis(150),
+                parent: 7,
+                after_session,
+                dir,
+                command: vec!["app".into(), "--flag".into(), "".into()],
+            };
+            assert_eq!(Orders::from_args(orders.to_args().into_iter().skip(1)), Some(orders));
+        }
+        assert_eq!(Orders::from_args(["a", "b", "1", "2", "0"].map(OsString::from).into_iter()), None);
+    }
+}
