@@ -21,11 +21,11 @@ pub(super) const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Which sidecar to ask.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Target {
-    /// The sidecar to ask: unix:/path/to/socket or http://host:port [default: the one on this device]
+    /// The sidecar to ask: unix:/path/to/socket or http://host:port
     ///
-    /// Without this option, QUORATE_ENDPOINT or QUORATE_CONTROL_SOCKET is used if set, then the default socket if there
-    /// is one, then http://127.0.0.1:7601.
-    #[arg(long, value_name = "ENDPOINT")]
+    /// Without this option, QUORATE_ENDPOINT or QUORATE_CONTROL_SOCKET is used if set,
+    /// then the default socket if there is one, then http://127.0.0.1:7601.
+    #[arg(long, value_name = "ENDPOINT", verbatim_doc_comment)]
     pub(super) endpoint: Option<String>,
 }
 
@@ -149,9 +149,7 @@ fn usage(message: String) -> Trouble {
 fn unreachable(place: &Place, cause: &str) -> Trouble {
     Trouble {
         message: format!("cannot reach the sidecar at {place}: {cause}"),
-        hint: "is `quorate run` running there, and is control.socket or control.listen the same? \
-               Name another with --endpoint"
-            .into(),
+        hint: "check that `quorate run` runs there, or name another with --endpoint".into(),
         code: REFUSED,
     }
 }

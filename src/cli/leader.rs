@@ -11,11 +11,15 @@ use crate::{config::Environment, control::proto::GetLeaderRequest};
 
 /// Print the device that owns the workload now
 ///
-/// The answer is vouched for by a majority at the moment of asking. A sidecar that cannot vouch says so.
+/// A majority vouches for the answer at the moment of asking. A sidecar that cannot
+/// vouch says so, and prints no device.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  quorate leader\n  test \"$(quorate leader)\" = edge-1 && echo here\n\n\
-                        Exit codes: 0 there is an owner, 1 there is none or it is not known, 2 this sidecar cannot be \
-                        reached.")]
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:\n  quorate leader\n  test \"$(quorate leader)\" = edge-1 && echo here\n\n\
+                        Exit codes: 0 there is an owner, 1 there is none or it is not known,\n\
+                        2 this sidecar cannot be reached."
+)]
 pub(super) struct Args {
     #[command(flatten)]
     target: Target,

@@ -14,12 +14,16 @@ use crate::{
 
 /// Run the sidecar
 ///
-/// The configuration is one TOML file that serves all devices of the site. Each key may also come from the environment
-/// as QUORATE_SECTION__KEY, which wins. A device finds itself by IOTEDGE_DEVICEID, or by device.id.
+/// The configuration is one TOML file that serves all devices of the site. Each key
+/// may also come from the environment as QUORATE_SECTION__KEY, which wins. A device
+/// finds itself by IOTEDGE_DEVICEID, or by device.id.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  quorate run\n  quorate run --config /etc/quorate/plant-7.toml\n  \
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:\n  quorate run\n  quorate run --config /etc/quorate/plant-7.toml\n  \
                         QUORATE_DEVICE__ID=edge-1 QUORATE_LOG__LEVEL=debug quorate run --config site.toml\n\n\
-                        Exit codes: 0 after SIGTERM or Ctrl-C, 2 it could not run, 78 the configuration is wrong.")]
+                        Exit codes: 0 after SIGTERM or Ctrl-C, 2 it could not run, 78 the configuration is wrong."
+)]
 pub(super) struct Args {
     /// The configuration file [default: QUORATE_CONFIG, then /etc/quorate/quorate.toml]
     #[arg(long, value_name = "FILE")]

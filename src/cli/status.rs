@@ -173,8 +173,8 @@ fn members(out: &mut String, r: &Report, paint: Paint) {
     };
     let _ = writeln!(
         out,
-        "\n{:<24}{:<9}{:<10}{:<12}{:<13}{}",
-        "DEVICE", "ROLE", "STATE", "LAST HEARD", "MAY OWN", "BUILD"
+        "\n{:<24}{:<9}{:<10}{:<12}{:<13}BUILD",
+        "DEVICE", "ROLE", "STATE", "LAST HEARD", "MAY OWN"
     );
     for m in &r.members {
         let here = m.device == r.device;

@@ -10,10 +10,11 @@ const TRANSFER_TIME: Duration = Duration::from_secs(65);
 
 /// Hand the workload over to another device, without a gap in its protection
 ///
-/// The old owner stops the workload first; then the new one starts it. A target that may not own is refused, with the
-/// reason. Nothing changes unless the new owner's claim is committed.
+/// The old owner stops the workload first; then the new one starts it. A target that
+/// may not own is refused, with the reason.
 #[derive(Debug, clap::Args)]
 #[command(
+    verbatim_doc_comment,
     after_help = "Examples:\n  quorate transfer\n  quorate transfer --to edge-2 --reason \"disk swap on edge-1\"\n\n\
                         Exit codes: 0 the new owner has claimed, 2 refused or cannot be reached."
 )]
@@ -22,7 +23,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DEVICE")]
     to: Option<String>,
     /// Kept in the history: why
-    #[arg(long, value_name = "TEXT", default_value = "")]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     reason: String,
     /// Print {"device", "epoch"}
     #[arg(long)]

@@ -17,10 +17,14 @@ use crate::{
 
 /// Say why the workload runs where it runs, and what happened before
 ///
-/// Prints this device's last decision and the last ownership changes, newest first, with cause, actor, reason and
-/// duration. Times are UTC, by the wall clock of the device that claimed.
+/// Prints this device's last decision and the last ownership changes, newest first,
+/// with cause, actor, reason and duration. Times are UTC, by the wall clock of the
+/// device that claimed.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  quorate why\n  quorate why --json --endpoint http://10.0.0.12:7601")]
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:\n  quorate why\n  quorate why --json --endpoint http://10.0.0.12:7601"
+)]
 pub(super) struct Args {
     #[command(flatten)]
     target: Target,

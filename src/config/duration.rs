@@ -38,7 +38,7 @@ pub fn parse(text: &str) -> Option<Duration> {
 pub fn show(duration: Duration) -> String {
     let ns = duration.as_nanos();
     for (name, unit_ns) in UNITS.iter().rev() {
-        if ns > 0 && ns % u128::from(*unit_ns) == 0 {
+        if ns > 0 && ns.is_multiple_of(u128::from(*unit_ns)) {
             return format!("{}{name}", ns / u128::from(*unit_ns));
         }
     }

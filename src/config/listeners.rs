@@ -164,6 +164,7 @@ fn collisions(named: &[Named], notes: &mut Notes) {
                     format!("{address} is taken by {other_key} ({other})"),
                     "give each listener its own port",
                 );
+                break;
             }
         }
     }

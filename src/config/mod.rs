@@ -80,7 +80,7 @@ impl Config {
             ));
         }
         let voters = self.site.members.len();
-        if voters % 2 == 0 {
+        if voters.is_multiple_of(2) {
             warnings.push(format!(
                 "site.members has {voters} votes: an even number survives no more losses than {}; a witness helps",
                 voters - 1
@@ -201,10 +201,8 @@ pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Config, Fa
     let named = file.map(Path::to_path_buf).or_else(|| environment.get("QUORATE_CONFIG").map(PathBuf::from));
     let path = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
     let (node, faults) = source::read(&path, named.is_some(), environment);
-    if !faults.is_empty() {
-        return Err(Faults(faults));
-    }
-    let mut notes = Notes::default();
+    let Some(node) = node else { return Err(Faults(faults)) };
+    let mut notes = Notes { faults, ..Notes::default() };
     let notes = &mut notes;
     let mut root = Section::new("", node, notes);
 

@@ -42,6 +42,13 @@ impl Notes {
     ) {
         self.faults.push(Fault::new(at.clone(), key, problem, advice));
     }
+
+    /// Something that must be there is not; unless what is there has a fault of its own.
+    pub(super) fn missing(&mut self, at: &Where, key: &str, advice: &str) {
+        if !self.faults.iter().any(|f| f.key.as_deref() == Some(key)) {
+            self.fault(at, key, "is missing", advice);
+        }
+    }
 }
 
 /// One section, partly taken apart.
@@ -53,11 +60,14 @@ pub(super) struct Section {
     pub(super) at: Where,
     entries: BTreeMap<String, Node>,
     asked: Vec<&'static str>,
+    /// It was written as something else, which is a fault already; nothing in it is missing.
+    pub(super) broken: bool,
 }
 
 impl Section {
     /// The section that `node` holds. `name` may be empty for the root.
     pub(super) fn new(name: &str, node: Node, notes: &mut Notes) -> Section {
+        let mut broken = false;
         let entries = match node.value {
             Value::Table(entries) => entries,
             other => {
@@ -65,12 +75,16 @@ impl Section {
                     &node.at,
                     name,
                     format!("is {}, not a section", other.kind()),
-                    format!("write [{name}] on a line of its own, and its keys below"),
+                    match name.contains('[') {
+                        true => "write { key = \"value\" } for each item".to_owned(),
+                        false => format!("write [{name}] on a line of its own, and its keys below"),
+                    },
                 );
+                broken = true;
                 BTreeMap::new()
             }
         };
-        Section { name: name.to_owned(), at: node.at, entries, asked: Vec::new() }
+        Section { name: name.to_owned(), at: node.at, entries, asked: Vec::new(), broken }
     }
 
     /// The full name of a key in here.
@@ -98,7 +112,13 @@ impl Section {
         self.asked.push(key);
         match self.entries.remove(key) {
             Some(node) => Section::new(&full, node, notes),
-            None => Section { name: full, at: self.file(), entries: BTreeMap::new(), asked: Vec::new() },
+            None => Section {
+                name: full,
+                at: self.file(),
+                entries: BTreeMap::new(),
+                asked: Vec::new(),
+                broken: self.broken,
+            },
         }
     }
 

@@ -22,11 +22,11 @@ const ADDRESS_ADVICE: &str = "write host:port as the other devices reach it, suc
 /// `site.id`.
 pub(super) fn site_id(site: &mut Section, notes: &mut Notes) -> Option<SiteId> {
     let (file, key) = (site.file(), site.full("id"));
-    let before = notes.faults.len();
+    let advice = "write a name such as \"plant-7\", the same on all devices";
     let parse = |text: &str| SiteId::new(text).map_err(|e| format!("{text:?} {e}"));
-    let id = site.parsed("id", notes, parse, "write a name such as \"plant-7\", the same on all devices");
-    if id.is_none() && notes.faults.len() == before {
-        notes.fault(&file, &key, "is missing", "write a name such as \"plant-7\", the same on all devices");
+    let id = site.parsed("id", notes, parse, advice);
+    if id.is_none() && !site.broken {
+        notes.missing(&file, &key, advice);
     }
     id.map(|spot| spot.value)
 }
@@ -35,10 +35,9 @@ pub(super) fn site_id(site: &mut Section, notes: &mut Notes) -> Option<SiteId> {
 /// The second value is false if some of them could not be read.
 pub(super) fn members(site: &mut Section, notes: &mut Notes) -> (Vec<Member>, bool) {
     let (file, key) = (site.file(), site.full("members"));
-    let before = notes.faults.len();
     let Some(list) = site.list("members", notes, MEMBERS_ADVICE) else {
-        if notes.faults.len() == before {
-            notes.fault(&file, &key, "is missing", MEMBERS_ADVICE);
+        if !site.broken {
+            notes.missing(&file, &key, MEMBERS_ADVICE);
         }
         return (Vec::new(), false);
     };
@@ -74,24 +73,20 @@ pub(super) fn members(site: &mut Section, notes: &mut Notes) -> (Vec<Member>, bo
 }
 
 fn member(mut section: Section, notes: &mut Notes) -> Option<Member> {
+    if section.broken {
+        return None;
+    }
     let at = section.at.clone();
-    let missing = |key: String, what: &str, notes: &mut Notes, before: usize| {
-        if notes.faults.len() == before {
-            notes.fault(&at, &key, "is missing", what);
-        }
-    };
-    let before = notes.faults.len();
     let advice = "write the device's IoT Hub identity";
     let device = section
         .parsed("device", notes, |t| DeviceId::new(t).map_err(|e| format!("{t:?} {e}")), advice)
         .map(|spot| spot.value);
     if device.is_none() {
-        missing(section.full("device"), advice, notes, before);
+        notes.missing(&at, &section.full("device"), advice);
     }
-    let before = notes.faults.len();
     let address = section.parsed("address", notes, address, ADDRESS_ADVICE).map(|spot| spot.value);
     if address.is_none() {
-        missing(section.full("address"), ADDRESS_ADVICE, notes, before);
+        notes.missing(&at, &section.full("address"), ADDRESS_ADVICE);
     }
     let role = match section.text("role", notes) {
         None => Some(Role::Voter),

@@ -95,8 +95,8 @@ impl Value {
 }
 
 /// The file and the environment together. `required`: whether the file must exist although the environment holds
-/// settings. Returns what could be read, and what could not.
-pub(super) fn read(path: &Path, required: bool, environment: &Environment) -> (Node, Vec<Fault>) {
+/// settings. Returns the tree, unless the file cannot be read, and what is wrong so far.
+pub(super) fn read(path: &Path, required: bool, environment: &Environment) -> (Option<Node>, Vec<Fault>) {
     let mut faults = Vec::new();
     let name = path.display().to_string();
     let at = Where::File { path: name.clone(), line: None };
@@ -118,14 +118,20 @@ pub(super) fn read(path: &Path, required: bool, environment: &Environment) -> (N
         }
         Err(Unreadable::Missing) if !required && environment.settings().next().is_some() => {}
         Err(unreadable) => {
-            let (problem, advice) = unreadable.words();
+            let (problem, mut advice) = unreadable.words();
+            if matches!(unreadable, Unreadable::Missing) {
+                advice += "; every setting may also come as QUORATE_SECTION__KEY";
+            }
             faults.push(Fault::new(at, "", problem, advice));
         }
+    }
+    if !faults.is_empty() {
+        return (None, faults);
     }
     for (variable, text) in environment.settings() {
         overlay(&mut root, variable, text, &mut faults);
     }
-    (root, faults)
+    (Some(root), faults)
 }
 
 /// Puts one variable into the tree.
@@ -235,10 +241,7 @@ impl Unreadable {
     /// The problem, and what to do.
     pub(super) fn words(&self) -> (String, String) {
         match self {
-            Unreadable::Missing => (
-                "there is no such file".into(),
-                "create it, or name another; every setting may also come as QUORATE_SECTION__KEY".into(),
-            ),
+            Unreadable::Missing => ("does not exist".into(), "create it, or name another file".into()),
             Unreadable::Folder => ("is a folder".into(), "name the file inside it".into()),
             Unreadable::TooLarge(max) => (
                 format!("is larger than {} KiB", max / 1024),

@@ -18,7 +18,9 @@ fn help_texts() {
     for command in commands {
         let help = quorate(&[command, "--help"], &[]);
         assert_eq!(help.status.code(), Some(0), "{command}");
-        golden(&format!("help/{command}"), &text(&help.stdout));
+        let help = text(&help.stdout);
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{command} has long lines");
+        golden(&format!("help/{command}"), &help);
     }
     let version = quorate(&["--version"], &[]);
     assert_eq!(text(&version.stdout), format!("quorate {}\n", env!("CARGO_PKG_VERSION")));

@@ -19,12 +19,16 @@ use self::{
 use super::{DONE, NO, REFUSED, Stop, client};
 use crate::{config::Environment, dice::Dice, workload::ticks};
 
-/// Try it out: a site of three sidecars and an IoT Hub emulator on this machine, with a told story
+/// Try it out: a whole site and an IoT Hub emulator on this machine
 ///
-/// Starts real processes on loopback, kills the owner, cuts the hub off and back, hands over, and prints what happens
-/// with measured gaps. Exit code 0 only if no two workloads ever overlapped and the twins converged.
+/// Starts real processes on loopback, kills the owner, cuts the hub off and back,
+/// hands over, and prints what happens with measured gaps. The exit code is 0 only
+/// if no two workloads ever overlapped and the twins converged.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  quorate demo\n  quorate demo --devices 5 --keep\n  quorate demo --json")]
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:\n  quorate demo\n  quorate demo --devices 5 --keep\n  quorate demo --json"
+)]
 pub(super) struct Args {
     /// Leave the site running afterwards, to play with, until Ctrl-C
     #[arg(long)]

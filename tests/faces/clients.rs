@@ -1,0 +1,95 @@
+//! The real binary against a served door, over TCP and the Unix socket: answers, exit codes, refusals.
+
+use std::{process::Output, time::Duration};
+
+use super::grpc::Grpc;
+
+/// Runs the binary beside the server that this runtime drives.
+async fn quorate(arguments: &[&str]) -> Output {
+    #[expect(clippy::disallowed_methods, reason = "tests start the real binary")]
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_quorate"));
+    command.args(arguments).env_clear().env("USER", "ann").kill_on_drop(true);
+    command.output().await.expect("the binary starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+#[tokio::test]
+async fn leader_answers_with_its_exit_code() {
+    let grpc = Grpc::start().await;
+    let tcp = format!("http://{}", grpc.address);
+    let unix = format!("unix:{}", grpc.folder.path().join("control.sock").display());
+    for endpoint in [&tcp, &unix] {
+        grpc.puppet.vouch(Some("edge-2"), 17, Duration::from_secs(3600));
+        let output = quorate(&["leader", "--endpoint", endpoint]).await;
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(0), "edge-2\n"));
+
+        grpc.puppet.vouch(None, 17, Duration::from_secs(3600));
+        let output = quorate(&["leader", "--endpoint", endpoint]).await;
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""));
+
+        grpc.puppet.vouch(Some("edge-2"), 17, Duration::ZERO);
+        let output = quorate(&["leader", "--endpoint", endpoint, "--json"]).await;
+        assert_eq!(output.status.code(), Some(1));
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!((&answer["known"], &answer["owner"]), (&false.into(), &serde_json::Value::Null));
+    }
+}
+
+#[tokio::test]
+async fn status_why_and_transfer_print_what_the_sidecar_says() {
+    let grpc = Grpc::start().await;
+    let endpoint = format!("http://{}", grpc.address);
+    let output = quorate(&["status", "--endpoint", &endpoint]).await;
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stdout).starts_with("owner     edge-1\n"), "{output:?}");
+    assert!(!text(&output.stdout).contains('\u{1b}'), "no colour off a terminal");
+    let output = quorate(&["status", "--json", "--endpoint", &endpoint]).await;
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(status["epoch"], 17);
+    let output = quorate(&["why", "--endpoint", &endpoint]).await;
+    assert!(text(&output.stdout).contains("epoch 17  edge-1"), "{output:?}");
+
+    let output = quorate(&["transfer", "--to", "edge-2", "--reason", "disk", "--endpoint", &endpoint]).await;
+    assert_eq!(
+        (output.status.code(), text(&output.stdout).as_str()),
+        (Some(0), "edge-2 owns now, epoch 18\n")
+    );
+    {
+        let asked = grpc.puppet.asked.lock().expect("no panic");
+        assert_eq!((asked[0].actor.as_str(), asked[0].reason.as_str()), ("ann", "disk"));
+    }
+    let output = quorate(&["transfer", "--to", "edge-3", "--endpoint", &endpoint]).await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        text(&output.stderr).starts_with("quorate: edge-3 is a witness and never owns\n  hint: "),
+        "{output:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_no_sidecar_is_said_to_be_none() {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the test is the environment that hands in listener and task"
+    )]
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    let stop = tokio_util::sync::CancellationToken::new();
+    let web = quorate::status::server::serve(
+        listener,
+        super::Puppet::new(),
+        quorate::status::metrics::Metrics::new(),
+        stop.clone(),
+    );
+    let ask = async {
+        let output = quorate(&["leader", "--endpoint", &endpoint]).await;
+        stop.cancel();
+        output
+    };
+    let (output, ()) = tokio::join!(ask, web);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(text(&output.stderr).starts_with("quorate: cannot reach the sidecar at"), "{output:?}");
+}

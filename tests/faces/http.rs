@@ -1,0 +1,217 @@
+//! Roles, health, JSON, metrics and the page, and what a rude client gets.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use quorate::status::{
+    metrics::Metrics,
+    report::{Report, Role},
+    server::serve,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Puppet;
+
+struct Http {
+    puppet: Arc<Puppet>,
+    address: SocketAddr,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+impl Http {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the test is the environment that hands in listener and task"
+    )]
+    async fn start() -> Http {
+        let puppet = Puppet::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let address = listener.local_addr().expect("an address");
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, puppet.clone(), Metrics::new(), stop.clone()));
+        Http { puppet, address, stop, serving }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a client of the test's own")]
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("connects")
+    }
+
+    /// Status line and headers, then the body.
+    async fn send(&self, request: &str) -> (u16, String, String) {
+        let mut stream = self.connect().await;
+        stream.write_all(request.as_bytes()).await.expect("sends");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("answers");
+        let answer = String::from_utf8(answer).expect("text");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let code = head.split(' ').nth(1).and_then(|c| c.parse().ok()).expect("a code");
+        (code, head.to_lowercase(), body.to_owned())
+    }
+
+    async fn get(&self, path: &str) -> (u16, serde_json::Value) {
+        let (code, _, body) =
+            self.send(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
+        (code, serde_json::from_str(&body).unwrap_or(serde_json::Value::Null))
+    }
+}
+
+/// Reads until the server ends the connection; what it said.
+async fn rest(stream: &mut TcpStream) -> Vec<u8> {
+    let mut said = Vec::new();
+    // A reset is an end too.
+    let _ = stream.read_to_end(&mut said).await;
+    said
+}
+
+#[tokio::test]
+async fn owner_and_standby_say_who_acts_and_for_how_long() {
+    let http = Http::start().await;
+    assert_eq!(http.get("/owner").await.0, 503);
+    assert_eq!(http.get("/standby").await.0, 503);
+
+    http.puppet.vouch(Some("edge-1"), 17, Duration::from_secs(3600));
+    let (code, body) = http.get("/owner").await;
+    assert_eq!((code, &body["owner"], &body["epoch"]), (200, &"edge-1".into(), &17.into()));
+    let left = body["valid_for_ms"].as_u64().expect("a number");
+    assert!((3_000_000..=3_600_000).contains(&left), "{left}");
+    assert_eq!(http.get("/standby").await.0, 503);
+
+    http.puppet.vouch(Some("edge-2"), 18, Duration::from_secs(3600));
+    let (code, body) = http.get("/owner").await;
+    assert_eq!((code, &body["owner"], &body["epoch"]), (503, &"edge-2".into(), &18.into()));
+    assert_eq!(http.get("/standby").await.0, 200);
+
+    http.puppet.vouch(None, 18, Duration::from_secs(3600));
+    assert_eq!(http.get("/owner").await, (503, http.get("/standby").await.1));
+    assert_eq!(http.get("/standby").await.0, 200);
+}
+
+/// The planted bug that this finds: serving the last answer without looking at the clock.
+#[tokio::test]
+async fn an_answer_is_not_given_after_it_lapsed() {
+    let http = Http::start().await;
+    http.puppet.vouch(Some("edge-1"), 17, Duration::ZERO);
+    let (code, body) = http.get("/owner").await;
+    assert_eq!((code, &body["owner"], &body["valid_for_ms"]), (503, &serde_json::Value::Null, &0.into()));
+    assert!(body["reason"].as_str().expect("a reason").contains("lapsed"), "{body}");
+    assert_eq!(http.get("/standby").await.0, 503);
+    http.puppet.vouch(Some("edge-1"), 17, Duration::from_secs(3600));
+    assert_eq!(http.get("/owner").await.0, 200);
+}
+
+#[tokio::test]
+async fn health_status_history_and_metrics() {
+    let http = Http::start().await;
+    assert_eq!(http.get("/health/live").await.0, 200);
+    assert_eq!(http.get("/health/ready").await.0, 200);
+    http.puppet.report.lock().expect("no panic").quorum = false;
+    let (code, body) = http.get("/health/ready").await;
+    assert_eq!(code, 503);
+    assert!(body["reason"].as_str().expect("a reason").contains("majority"));
+    http.puppet.report.lock().expect("no panic").role = Role::Starting;
+    assert_eq!(http.get("/health/ready").await.0, 503);
+    assert_eq!(http.get("/health/live").await.0, 200);
+
+    let (code, body) = http.get("/v1/status").await;
+    assert_eq!(code, 200);
+    let back: Report = serde_json::from_value(body).expect("the report");
+    assert_eq!(back, *http.puppet.report.lock().expect("no panic"));
+    let (_, body) = http.get("/v1/history").await;
+    assert_eq!(body["history"][0]["epoch"], 17);
+    assert_eq!(body["last_decision"]["reason"], "keeps the workload running");
+
+    let (code, head, body) = http.send("GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert_eq!(code, 200);
+    assert!(head.contains("application/openmetrics-text"), "{head}");
+    assert!(body.contains("\nquorate_owner 1\n") && body.ends_with("# EOF\n"), "{body}");
+}
+
+#[tokio::test]
+async fn the_page_needs_nothing_from_elsewhere() {
+    let http = Http::start().await;
+    let (code, head, body) = http.send("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert_eq!(code, 200);
+    assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
+    for from_elsewhere in ["http://", "https://", "src=", "@import", "url(", "innerHTML"] {
+        assert!(!body.contains(from_elsewhere), "{from_elsewhere}");
+    }
+}
+
+#[tokio::test]
+async fn unknown_pages_and_methods_are_told_apart() {
+    let http = Http::start().await;
+    let (code, body) = http.get("/owners").await;
+    assert_eq!(code, 404);
+    assert!(body["pages"].as_array().expect("a list").contains(&"/owner".into()));
+    let (code, head, body) = http
+        .send("POST /owner HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}")
+        .await;
+    assert_eq!(code, 405);
+    assert!(head.contains("allow: get, head") && body.contains("GET"), "{head}");
+    http.puppet.vouch(Some("edge-1"), 17, Duration::from_secs(3600));
+    let (code, _, body) = http.send("HEAD /owner HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert_eq!((code, body.as_str()), (200, ""));
+}
+
+#[tokio::test]
+async fn garbage_and_oversized_requests_end_only_their_connection() {
+    let http = Http::start().await;
+    let huge = format!("GET /owner HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
+    let many: String = (0..500).map(|i| format!("h{i}: x\r\n")).collect();
+    let many = format!("GET /owner HTTP/1.1\r\n{many}\r\n");
+    let path = format!("GET /{} HTTP/1.1\r\n\r\n", "p".repeat(1 << 17));
+    let tls = "\u{16}\u{3}\u{1}\u{2}\0\u{1}\0\u{1}";
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for garbage in [huge.as_str(), &many, &path, tls, preface, "\0\0\0\0\r\n\r\n", "GET\r\n\r\n"] {
+        let mut stream = http.connect().await;
+        // The server may hang up while we still send.
+        let _ = stream.write_all(garbage.as_bytes()).await;
+        let _ = stream.shutdown().await;
+        let said = rest(&mut stream).await;
+        assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&said));
+    }
+    assert_eq!(http.get("/health/live").await.0, 200);
+}
+
+#[tokio::test]
+async fn mute_and_slow_clients_are_sent_away_and_nobody_waits_for_them() {
+    let http = Http::start().await;
+    // More than there are places: those without one wait in the kernel's queue until the mute are gone.
+    let mut mute = Vec::new();
+    for i in 0..80 {
+        let mut stream = http.connect().await;
+        if i % 2 == 0 {
+            stream.write_all(b"GET /owner HTTP/1.1\r\nhost:").await.expect("sends");
+        }
+        mute.push(stream);
+    }
+    tokio::time::pause();
+    let soon = Duration::from_secs(30);
+    let live = tokio::time::timeout(soon, http.get("/health/live")).await.expect("a place is free soon");
+    assert_eq!(live.0, 200);
+    for stream in &mut mute {
+        let said = tokio::time::timeout(soon, rest(stream)).await.expect("is sent away soon");
+        assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&said));
+    }
+}
+
+#[tokio::test]
+async fn leaving_ends_open_connections() {
+    let http = Http::start().await;
+    let mut idle = http.connect().await;
+    let mut half = http.connect().await;
+    idle.write_all(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sends");
+    let mut first = [0; 12];
+    idle.read_exact(&mut first).await.expect("answers");
+    half.write_all(b"GET /").await.expect("sends");
+    http.stop.cancel();
+    http.serving.await.expect("no panic");
+    rest(&mut idle).await;
+    rest(&mut half).await;
+}
