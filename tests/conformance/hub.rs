@@ -326,10 +326,42 @@ async fn faults_in_the_settings_come_all_at_once() {
 }
 
 #[tokio::test]
+async fn an_address_instead_of_a_name_is_served_too() {
+    let options = Options { devices: vec![device("edge-1")], host: "127.0.0.1".into(), ..Options::default() };
+    let emulator = Emulator::start(loopback(), loopback(), &options, Arc::new(BootClock)).expect("starts");
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("ca.pem"), emulator.ca_pem()).expect("writes");
+    let site = Site { emulator, folder };
+    site.hub().get_twin(&device("edge-1")).await.expect("reads");
+    for host in ["", "a b", "x/y", "user@x"] {
+        let options = Options { host: host.into(), ..Options::default() };
+        assert!(Emulator::start(loopback(), loopback(), &options, Arc::new(BootClock)).is_err(), "{host:?}");
+    }
+}
+
+#[tokio::test]
+async fn garbage_half_open_and_oversized_requests_hurt_nobody_else() {
+    use std::io::Write;
+    let site = Site::start(&["edge-1"]);
+    let hub = site.hub();
+    let dial = || std::net::TcpStream::connect(site.emulator.address()).expect("connects");
+    let half_open: Vec<_> = (0..50).map(|_| dial()).collect();
+    let mut garbage = dial();
+    garbage.write_all(&[0x16, 0x03, 0x01, 0xff, 0xff, 0x00, 0x41, 0x41]).expect("writes");
+    hub.get_twin(&device("edge-1")).await.expect("is served");
+    let big = json!({"properties": {"desired": {"a": "x".repeat(400_000)}}});
+    let error = hub.patch_twin(&device("edge-1"), &change(big), None).await.expect_err("is too large");
+    assert!(matches!(error, Error::Rejected { status: 413, .. } | Error::Unreachable(_)), "{error:?}");
+    hub.get_twin(&device("edge-1")).await.expect("is served");
+    drop(half_open);
+    site.emulator.stop().await;
+}
+
+#[tokio::test]
 async fn the_switches_work_while_the_hub_is_away() {
     let site = Site::start(&["edge-1"]);
     let admin = format!("http://{}/emulator", site.emulator.admin_address());
-    let client = reqwest_like(&admin);
+    let client = plain_http(&admin);
     let hub = site.hub();
     let answer = client.post("trouble", r#"{"kind":"unreachable"}"#).await;
     assert!(answer.contains("unreachable"), "{answer}");
@@ -351,7 +383,7 @@ struct Plain {
     path: String,
 }
 
-fn reqwest_like(base: &str) -> Plain {
+fn plain_http(base: &str) -> Plain {
     let rest = base.strip_prefix("http://").expect("plain HTTP");
     let (address, path) = rest.split_once('/').expect("a path");
     Plain { address: address.to_owned(), path: format!("/{path}") }
