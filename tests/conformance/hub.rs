@@ -58,7 +58,7 @@ impl Site {
         Settings {
             connection_string: Some(Secret::from(self.emulator.service_connection_string())),
             ca_file: Some(self.ca_file()),
-            timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(30),
             ..Settings::default()
         }
     }
@@ -297,6 +297,26 @@ async fn a_wrong_key_and_a_missing_right_are_refused_without_telling_the_key() {
     assert!(matches!(error, Error::Unauthorized { status: 401, .. }), "{error:?}");
     let shown = format!("{error} {error:?} {hub:?} {settings:?} {:?}", site.settings());
     assert!(!shown.contains("d3Jvbmc=") && !shown.contains(&key) && !shown.contains("sig="), "{shown}");
+}
+
+#[tokio::test]
+async fn a_rotated_key_is_found_in_its_file() {
+    let site = Site::start(&["edge-1"]);
+    let file = site.folder.path().join("connection-string");
+    let good = site.emulator.service_connection_string();
+    let (front, _) = good.split_once("SharedAccessKey=").expect("a key");
+    std::fs::write(&file, format!("{front}SharedAccessKey=d3Jvbmc=")).expect("writes");
+    let settings =
+        Settings { connection_string: None, connection_string_file: Some(file.clone()), ..site.settings() };
+    let hub: hub::Handle = Arc::new(RestHub::open(&settings, Arc::new(BootClock)).expect("opens"));
+    // What is no connection string, or another hub's, changes nothing.
+    for text in ["", "HostName=elsewhere;SharedAccessKeyName=service;SharedAccessKey=d3Jvbmc=", good.as_str()]
+    {
+        std::fs::write(&file, text).expect("writes");
+        let error = hub.get_twin(&device("edge-1")).await.expect_err("is still the wrong key");
+        assert!(matches!(error, Error::Unauthorized { status: 401, .. }), "{error:?}");
+    }
+    hub.get_twin(&device("edge-1")).await.expect("reads with the new key");
 }
 
 #[tokio::test]
