@@ -44,6 +44,9 @@ pub enum Error {
     /// A listener cannot be used.
     #[error("a listener cannot be used: {0}")]
     Listener(#[from] io::Error),
+    /// The host for the connection strings is no host name.
+    #[error("{0:?} is not a host name")]
+    Host(String),
     /// Keys or certificates cannot be made.
     #[error("keys or certificates cannot be made: {0}")]
     Keys(String),
@@ -54,7 +57,8 @@ pub enum Error {
 pub struct Options {
     /// IoT Edge devices that exist from the start.
     pub devices: Vec<DeviceId>,
-    /// The host in the connection strings, without port. Must be a name that the certificate bears. Default `localhost`.
+    /// The host in the connection strings: a name or an IPv4 address, without port. The certificate bears it. Default
+    /// `localhost`.
     pub host: String,
     /// Further names and addresses for the certificate, beside `localhost`, `127.0.0.1` and `::1`.
     pub names: Vec<String>,
@@ -154,6 +158,10 @@ impl Emulator {
         options: &Options,
         clock: Arc<dyn Clock>,
     ) -> Result<Emulator, Error> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+        if options.host.is_empty() || !options.host.chars().all(plain) {
+            return Err(Error::Host(options.host.clone()));
+        }
         let (address, admin_address) = (hub.local_addr()?, admin.local_addr()?);
         hub.set_nonblocking(true)?;
         admin.set_nonblocking(true)?;

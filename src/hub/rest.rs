@@ -5,7 +5,13 @@
 //! is told apart by who can mend it (`error.rs`). Answers are read up to a limit, whatever they claim to be.
 //! Only this file knows reqwest.
 
-use std::{error::Error as StdError, fs, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    error::Error as StdError,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use percent_encoding::utf8_percent_encode;
 use reqwest::{
@@ -39,6 +45,8 @@ pub struct RestHub {
     client: reqwest::Client,
     tokens: Tokens,
     host: String,
+    /// Where the connection string came from, if from a file: keys are rotated by writing it anew.
+    file: Option<PathBuf>,
     timeout: Duration,
     clock: Arc<dyn Clock>,
 }
@@ -55,7 +63,7 @@ impl RestHub {
             (Ok(credentials), Ok(roots)) => (credentials, roots),
             (credentials, roots) => return Err(credentials.err().into_iter().chain(roots.err()).collect()),
         };
-        Self::with(credentials, roots, settings.timeout, clock).map_err(|why| {
+        Self::with(credentials, roots, settings, clock).map_err(|why| {
             vec![Fault {
                 setting: "mirror",
                 problem: format!("the HTTPS client cannot be built: {why}"),
@@ -67,9 +75,10 @@ impl RestHub {
     fn with(
         credentials: Credentials,
         roots: RootCertStore,
-        timeout: Duration,
+        settings: &Settings,
         clock: Arc<dyn Clock>,
     ) -> Result<RestHub, Box<dyn StdError + Send + Sync>> {
+        let timeout = settings.timeout;
         let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
@@ -89,6 +98,7 @@ impl RestHub {
             client,
             host: credentials.host().to_owned(),
             tokens: Tokens::new(credentials),
+            file: settings.connection_string_file.clone().filter(|_| settings.connection_string.is_none()),
             timeout,
             clock,
         })
@@ -129,9 +139,26 @@ impl RestHub {
         let (status, headers) = (answer.status(), answer.headers().clone());
         let body = self.body(answer).await?;
         if status == StatusCode::OK {
-            twin(&body, device)
-        } else {
-            Err(self.refused(status, &headers, &body, device))
+            return twin(&body, device);
+        }
+        let error = self.refused(status, &headers, &body, device);
+        if matches!(error, Error::Unauthorized { .. }) {
+            self.refresh_credentials().await;
+        }
+        Err(error)
+    }
+
+    /// The hub refused our token. The next one is made anew, with the key that the file holds by then.
+    async fn refresh_credentials(&self) {
+        self.tokens.refused();
+        let Some(file) = &self.file else { return };
+        let Ok(text) = tokio::fs::read_to_string(file).await else { return };
+        match Credentials::parse(&text) {
+            Ok(credentials) if credentials.host() == self.host => self.tokens.replace(credentials),
+            Ok(_) => tracing::warn!(file = %file.display(), "names another hub now; restart to use it"),
+            Err(why) => {
+                tracing::warn!(file = %file.display(), "no longer holds a connection string: it {why}")
+            }
         }
     }
 
@@ -173,10 +200,7 @@ impl RestHub {
         }
         match number {
             403 if says("IotHubQuotaExceeded") => Error::Throttled { status: number, retry_after },
-            401 | 403 => {
-                self.tokens.refused();
-                Error::Unauthorized { status: number, detail: detail() + &self.skew(text(DATE)) }
-            }
+            401 | 403 => Error::Unauthorized { status: number, detail: detail() + &self.skew(text(DATE)) },
             404 if says("DeviceNotFound") || says("ModuleNotFound") => {
                 Error::DeviceMissing { device: device.as_str().to_owned() }
             }

@@ -7,7 +7,7 @@
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -139,40 +139,51 @@ impl Credentials {
 }
 
 /// The newest token, made anew before it expires.
-pub struct Tokens {
+pub struct Tokens(Mutex<Inner>);
+
+struct Inner {
     credentials: Credentials,
-    current: Mutex<Option<(String, Moment)>>,
+    current: Option<(String, Moment)>,
 }
 
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tokens({:?})", self.credentials)
+        write!(f, "Tokens({:?})", self.lock().credentials)
     }
 }
 
 impl Tokens {
     /// No token yet; the first is made when it is asked for.
     pub fn new(credentials: Credentials) -> Tokens {
-        Tokens { credentials, current: Mutex::new(None) }
+        Tokens(Mutex::new(Inner { credentials, current: None }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A token that is good for at least ten minutes if the wall clock was right when it was made.
     pub fn get(&self, clock: &dyn Clock) -> String {
         let now = clock.now();
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((token, made)) = &*current
+        let mut inner = self.lock();
+        if let Some((token, made)) = &inner.current
             && now.since(*made) < RENEW
         {
             return token.clone();
         }
-        let token = self.credentials.token(clock.wall_ms() / 1000 + LIFE.as_secs());
-        *current = Some((token.clone(), now));
+        let token = inner.credentials.token(clock.wall_ms() / 1000 + LIFE.as_secs());
+        inner.current = Some((token.clone(), now));
         token
     }
 
     /// The hub refused the token: the next one is made anew.
     pub fn refused(&self) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.lock().current = None;
+    }
+
+    /// From now on tokens are made with these credentials.
+    pub fn replace(&self, credentials: Credentials) {
+        *self.lock() = Inner { credentials, current: None };
     }
 }
 

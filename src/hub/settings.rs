@@ -38,7 +38,8 @@ pub struct Settings {
     pub flag: FlagPath,
     /// The connection string of a shared access policy with the ServiceConnect right. Prefer `connection_string_file`.
     pub connection_string: Option<Secret>,
-    /// A file that holds the connection string and nothing else. Its content wins nothing: give one of the two.
+    /// A file that holds the connection string and nothing else. It is read again when the hub refuses the key, so a
+    /// rotated key needs no restart. Give one of the two.
     pub connection_string_file: Option<PathBuf>,
     /// A PEM file with further certificate authorities to trust, beside the public ones built in.
     pub ca_file: Option<PathBuf>,

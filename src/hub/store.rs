@@ -45,8 +45,6 @@ pub struct Entry {
     pub enabled: bool,
     /// Whether it is an IoT Edge device.
     pub edge: bool,
-    /// When it was created, RFC 3339.
-    pub created: String,
 }
 
 /// Why the hub refuses.
@@ -154,7 +152,6 @@ impl Store {
             identity_etag: etag(self.tick()),
             enabled: true,
             edge: edge && target.module.is_none(),
-            created: at.to_owned(),
         };
         Ok(self.entries.entry(target.clone()).or_insert(entry))
     }

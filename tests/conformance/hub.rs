@@ -58,7 +58,7 @@ impl Site {
         Settings {
             connection_string: Some(Secret::from(self.emulator.service_connection_string())),
             ca_file: Some(self.ca_file()),
-            timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(30),
             ..Settings::default()
         }
     }
@@ -300,6 +300,26 @@ async fn a_wrong_key_and_a_missing_right_are_refused_without_telling_the_key() {
 }
 
 #[tokio::test]
+async fn a_rotated_key_is_found_in_its_file() {
+    let site = Site::start(&["edge-1"]);
+    let file = site.folder.path().join("connection-string");
+    let good = site.emulator.service_connection_string();
+    let (front, _) = good.split_once("SharedAccessKey=").expect("a key");
+    std::fs::write(&file, format!("{front}SharedAccessKey=d3Jvbmc=")).expect("writes");
+    let settings =
+        Settings { connection_string: None, connection_string_file: Some(file.clone()), ..site.settings() };
+    let hub: hub::Handle = Arc::new(RestHub::open(&settings, Arc::new(BootClock)).expect("opens"));
+    // What is no connection string, or another hub's, changes nothing.
+    for text in ["", "HostName=elsewhere;SharedAccessKeyName=service;SharedAccessKey=d3Jvbmc=", good.as_str()]
+    {
+        std::fs::write(&file, text).expect("writes");
+        let error = hub.get_twin(&device("edge-1")).await.expect_err("is still the wrong key");
+        assert!(matches!(error, Error::Unauthorized { status: 401, .. }), "{error:?}");
+    }
+    hub.get_twin(&device("edge-1")).await.expect("reads with the new key");
+}
+
+#[tokio::test]
 async fn faults_in_the_settings_come_all_at_once() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);
@@ -326,10 +346,42 @@ async fn faults_in_the_settings_come_all_at_once() {
 }
 
 #[tokio::test]
+async fn an_address_instead_of_a_name_is_served_too() {
+    let options = Options { devices: vec![device("edge-1")], host: "127.0.0.1".into(), ..Options::default() };
+    let emulator = Emulator::start(loopback(), loopback(), &options, Arc::new(BootClock)).expect("starts");
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("ca.pem"), emulator.ca_pem()).expect("writes");
+    let site = Site { emulator, folder };
+    site.hub().get_twin(&device("edge-1")).await.expect("reads");
+    for host in ["", "a b", "x/y", "user@x"] {
+        let options = Options { host: host.into(), ..Options::default() };
+        assert!(Emulator::start(loopback(), loopback(), &options, Arc::new(BootClock)).is_err(), "{host:?}");
+    }
+}
+
+#[tokio::test]
+async fn garbage_half_open_and_oversized_requests_hurt_nobody_else() {
+    use std::io::Write;
+    let site = Site::start(&["edge-1"]);
+    let hub = site.hub();
+    let dial = || std::net::TcpStream::connect(site.emulator.address()).expect("connects");
+    let half_open: Vec<_> = (0..50).map(|_| dial()).collect();
+    let mut garbage = dial();
+    garbage.write_all(&[0x16, 0x03, 0x01, 0xff, 0xff, 0x00, 0x41, 0x41]).expect("writes");
+    hub.get_twin(&device("edge-1")).await.expect("is served");
+    let big = json!({"properties": {"desired": {"a": "x".repeat(400_000)}}});
+    let error = hub.patch_twin(&device("edge-1"), &change(big), None).await.expect_err("is too large");
+    assert!(matches!(error, Error::Rejected { status: 413, .. } | Error::Unreachable(_)), "{error:?}");
+    hub.get_twin(&device("edge-1")).await.expect("is served");
+    drop(half_open);
+    site.emulator.stop().await;
+}
+
+#[tokio::test]
 async fn the_switches_work_while_the_hub_is_away() {
     let site = Site::start(&["edge-1"]);
     let admin = format!("http://{}/emulator", site.emulator.admin_address());
-    let client = reqwest_like(&admin);
+    let client = plain_http(&admin);
     let hub = site.hub();
     let answer = client.post("trouble", r#"{"kind":"unreachable"}"#).await;
     assert!(answer.contains("unreachable"), "{answer}");
@@ -351,7 +403,7 @@ struct Plain {
     path: String,
 }
 
-fn reqwest_like(base: &str) -> Plain {
+fn plain_http(base: &str) -> Plain {
     let rest = base.strip_prefix("http://").expect("plain HTTP");
     let (address, path) = rest.split_once('/').expect("a path");
     Plain { address: address.to_owned(), path: format!("/{path}") }

@@ -5,4 +5,6 @@ mod hub;
 #[cfg(feature = "emulator")]
 mod hub_strangers;
 #[cfg(feature = "emulator")]
+mod mirror_over_rest;
+#[cfg(feature = "emulator")]
 mod python_sdk;

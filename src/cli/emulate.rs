@@ -1,0 +1,227 @@
+//! `quorate emulate hub`: the IoT Hub emulator alone, to try things on without Azure.
+//!
+//! It prints where it listens and the connection strings to use, writes its certificate authority where it is told, and
+//! runs until Ctrl-C or TERM. Keys are made at each start and never given on a command line. The switches for trouble
+//! are on a listener of their own that only this machine should reach.
+
+use std::{
+    io::{self, Write as _},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    clock::BootClock,
+    emulator::{Emulator, Options},
+    id::DeviceId,
+};
+
+/// Try things on without Azure
+#[derive(Debug, Args)]
+pub struct EmulateArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// An IoT Hub in memory: device and module twins, registry and queries over HTTPS
+    Hub(HubArgs),
+}
+
+/// An IoT Hub in memory
+#[derive(Debug, Args)]
+pub struct HubArgs {
+    /// Where the hub listens (HTTPS); port 0 picks a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4443")]
+    listen: SocketAddr,
+    /// Where the switches listen (plain HTTP, no password: keep it on loopback); port 0 picks a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    admin: SocketAddr,
+    /// A device to create at start; may be given again
+    #[arg(long = "device", value_name = "ID")]
+    devices: Vec<DeviceId>,
+    /// The host name in the connection strings, which the certificate will bear
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    host: String,
+    /// A further name or address for the certificate; may be given again
+    #[arg(long = "name", value_name = "NAME")]
+    names: Vec<String>,
+    /// The folder that ca.pem is written to
+    #[arg(long, value_name = "FOLDER", default_value = ".")]
+    folder: PathBuf,
+    /// Print one line of JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command to its end.
+///
+/// Exit codes: 0 ended by Ctrl-C or TERM, 2 a listener or the folder cannot be used.
+pub async fn run(args: EmulateArgs) -> ExitCode {
+    let What::Hub(args) = args.what;
+    match hub(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Fault { problem, hint }) => {
+            let _written = writeln!(io::stderr().lock(), "error: {problem}\nhint: {hint}").is_ok();
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// One readable line, and what to do about it.
+struct Fault {
+    problem: String,
+    hint: &'static str,
+}
+
+async fn hub(args: HubArgs) -> Result<(), Fault> {
+    // Asked for first, so that no signal is missed once the address has been printed.
+    let signals = signal(SignalKind::interrupt()).and_then(|int| Ok((int, signal(SignalKind::terminate())?)));
+    let (mut interrupt, mut terminate) = signals.map_err(|why| Fault {
+        problem: format!("signals cannot be received: {why}"),
+        hint: "try again; this is a defect of the system or of quorate",
+    })?;
+    let options =
+        Options { devices: args.devices.clone(), host: args.host.clone(), names: args.names.clone() };
+    let emulator = Emulator::start(bind(args.listen)?, bind(args.admin)?, &options, Arc::new(BootClock))
+        .map_err(|why| Fault {
+            problem: format!("the emulator cannot start: {why}"),
+            hint: "check --listen, --admin, --host and --name",
+        })?;
+    let ca_file = write_ca(&args.folder, emulator.ca_pem())?;
+    let text =
+        if args.json { as_json(&emulator, &args, &ca_file) } else { as_text(&emulator, &args, &ca_file) };
+    let mut stdout = io::stdout().lock();
+    // Whoever reads this may have gone; the emulator is of use all the same.
+    let _written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok();
+    drop(stdout);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    emulator.stop().await;
+    Ok(())
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, Fault> {
+    TcpListener::bind(address).map_err(|why| Fault {
+        problem: format!("cannot listen on {address}: {why}"),
+        hint: "choose another address, or port 0 for any free one",
+    })
+}
+
+fn write_ca(folder: &Path, pem: &str) -> Result<PathBuf, Fault> {
+    let write = || -> io::Result<PathBuf> {
+        std::fs::create_dir_all(folder)?;
+        let file = folder.join("ca.pem");
+        std::fs::write(&file, pem)?;
+        file.canonicalize()
+    };
+    write().map_err(|why| Fault {
+        problem: format!("cannot write ca.pem into {}: {why}", folder.display()),
+        hint: "name a folder that this process may write with --folder",
+    })
+}
+
+fn as_json(emulator: &Emulator, args: &HubArgs, ca_file: &Path) -> String {
+    let line = json!({
+        "service_connection_string": emulator.service_connection_string(),
+        "owner_connection_string": emulator.owner_connection_string(),
+        "ca_file": ca_file,
+        "address": emulator.address().to_string(),
+        "admin_address": emulator.admin_address().to_string(),
+        "devices": args.devices,
+    });
+    format!("{line}\n")
+}
+
+fn as_text(emulator: &Emulator, args: &HubArgs, ca_file: &Path) -> String {
+    let devices = match args.devices.as_slice() {
+        [] => "none yet: create them with --device, or over the registry API".to_owned(),
+        devices => devices.iter().map(DeviceId::as_str).collect::<Vec<_>>().join(", "),
+    };
+    format!(
+        "IoT Hub emulator. Everything is kept in memory; keys and certificates are new at each start.\n\n\
+         \x20 hub        https://{}\n\
+         \x20 switches   http://{admin}/emulator/trouble\n\
+         \x20 ca_file    {}\n\
+         \x20 devices    {devices}\n\n\
+         \x20 service    {}\n\
+         \x20 all rights {}\n\n\
+         Make trouble:\n\
+         \x20 curl -d '{{\"kind\":\"unreachable\"}}' http://{admin}/emulator/trouble\n\
+         \x20 kinds: none, unreachable, slow (delay_ms), throttled (retry_after_s), failing (status), drop-answer\n\
+         Look at the writes:\n\
+         \x20 curl http://{admin}/emulator/log\n\n\
+         Ctrl-C ends it.\n",
+        emulator.address(),
+        ca_file.display(),
+        emulator.service_connection_string(),
+        emulator.owner_connection_string(),
+        admin = emulator.admin_address(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: EmulateArgs,
+    }
+
+    fn args(line: &[&str]) -> HubArgs {
+        let line = Line::try_parse_from([&["emulate", "hub"], line].concat()).expect("parses");
+        let What::Hub(args) = line.args.what;
+        args
+    }
+
+    #[tokio::test]
+    async fn what_is_printed_is_enough_to_connect() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let args = args(&["--listen", "127.0.0.1:0", "--device", "edge-1", "--device", "edge-2", "--json"]);
+        let options = Options { devices: args.devices.clone(), ..Options::default() };
+        let listener = || bind(args.admin).map_err(|fault| fault.problem).expect("a free port");
+        let emulator =
+            Emulator::start(listener(), listener(), &options, Arc::new(BootClock)).expect("starts");
+        let ca_file =
+            write_ca(folder.path(), emulator.ca_pem()).map_err(|fault| fault.problem).expect("writes");
+        let line = as_json(&emulator, &args, &ca_file);
+        assert_eq!(line.lines().count(), 1);
+        let json: Value = serde_json::from_str(&line).expect("is JSON");
+        assert_eq!(json["devices"], serde_json::json!(["edge-1", "edge-2"]));
+        let settings = crate::hub::Settings {
+            connection_string: json["service_connection_string"].as_str().map(|s| s.to_owned().into()),
+            ca_file: json["ca_file"].as_str().map(PathBuf::from),
+            ..crate::hub::Settings::default()
+        };
+        let hub = crate::hub::rest::RestHub::open(&settings, Arc::new(BootClock)).expect("opens");
+        let twin = crate::hub::Hub::get_twin(&hub, &args.devices[0]).await.expect("reads");
+        assert_eq!(twin.device, "edge-1");
+        let text = as_text(&emulator, &args, &ca_file);
+        for part in ["service_connection_string", "ca_file", "address", "admin_address"] {
+            assert!(text.contains(json[part].as_str().expect("a text")), "{part} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for line in [["--listen", "nowhere"], ["--device", "a b"], ["--colour", "blue"]] {
+            assert!(Line::try_parse_from([&["emulate", "hub"], &line[..]].concat()).is_err(), "{line:?}");
+        }
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        assert!(bind(taken.local_addr().expect("an address")).is_err());
+    }
+}
