@@ -8,7 +8,6 @@ use std::{
     io::{self, Write as _},
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::ExitCode,
     sync::Arc,
 };
 
@@ -24,7 +23,7 @@ use crate::{
 
 /// Try things on without Azure
 #[derive(Debug, Args)]
-pub struct EmulateArgs {
+pub(super) struct EmulateArgs {
     #[command(subcommand)]
     what: What,
 }
@@ -37,7 +36,7 @@ enum What {
 
 /// An IoT Hub in memory
 #[derive(Debug, Args)]
-pub struct HubArgs {
+pub(super) struct HubArgs {
     /// Where the hub listens (HTTPS); port 0 picks a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4443")]
     listen: SocketAddr,
@@ -64,13 +63,13 @@ pub struct HubArgs {
 /// Runs the command to its end.
 ///
 /// Exit codes: 0 ended by Ctrl-C or TERM, 2 a listener or the folder cannot be used.
-pub async fn run(args: EmulateArgs) -> ExitCode {
+pub(super) async fn run(args: EmulateArgs) -> u8 {
     let What::Hub(args) = args.what;
     match hub(args).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => super::DONE,
         Err(Fault { problem, hint }) => {
-            let _written = writeln!(io::stderr().lock(), "error: {problem}\nhint: {hint}").is_ok();
-            ExitCode::from(2)
+            super::tell(&format!("quorate: {problem}\n  hint: {hint}"));
+            super::REFUSED
         }
     }
 }

@@ -33,7 +33,10 @@ where
 {
     let filter = Targets::new()
         .with_default(LevelFilter::from_level(log.level.min(Level::WARN)))
-        .with_target("openraft", if log.level == Level::TRACE { LevelFilter::TRACE } else { LevelFilter::OFF })
+        .with_target(
+            "openraft",
+            if log.level == Level::TRACE { LevelFilter::TRACE } else { LevelFilter::OFF },
+        )
         .with_target("quorate", log.level);
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
     let layer = match log.format {

@@ -7,6 +7,8 @@
 mod client;
 #[cfg(feature = "emulator")]
 mod demo;
+#[cfg(feature = "emulator")]
+mod emulate;
 mod leader;
 mod log;
 mod run;
@@ -60,6 +62,8 @@ enum Command {
     Leader(leader::Args),
     Why(why::Args),
     Transfer(transfer::Args),
+    #[cfg(feature = "emulator")]
+    Emulate(emulate::EmulateArgs),
 }
 
 /// Runs one command line and returns its exit code. `arguments` begins with the program's name.
@@ -75,7 +79,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
     let threads = match line.command {
         Command::Run(_) => 2,
         #[cfg(feature = "emulator")]
-        Command::Demo(_) => 2,
+        Command::Demo(_) | Command::Emulate(_) => 2,
         _ => 0,
     };
     let runtime = match threads {
@@ -98,6 +102,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             Command::Leader(args) => leader::run(args, environment).await,
             Command::Why(args) => why::run(args, environment).await,
             Command::Transfer(args) => transfer::run(args, environment).await,
+            #[cfg(feature = "emulator")]
+            Command::Emulate(args) => Ok(emulate::run(args).await),
         }
     });
     match outcome {

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    clock::{Clock, Moment},
+    clock::{Clock, Moment, sleep_until},
     dice::Dice,
     id::{DeviceId, Incarnation},
     ownership::view::Unfit,
@@ -156,7 +156,24 @@ impl Node {
         };
         node.spawn(ownership.run(node.loops.clone()));
         node.spawn(ContactLoop { group, clock }.run(node.loops.clone()));
+        node.come_of_age(boot_refusal);
         Ok(node)
+    }
+
+    /// A device that has just started may not even vote for itself, so until then it is nobody to hand over to.
+    fn come_of_age(&self, boot_refusal: Duration) {
+        let (roster, unfit) = (self.group.roster().clone(), self.unfit.subscribe());
+        let (clock, loops) = (self.clock.clone(), self.loops.clone());
+        let until = clock.now() + boot_refusal;
+        roster.declare_unfit("it has just started and may not vote yet");
+        self.spawn(async move {
+            tokio::select! {
+                () = loops.cancelled() => return,
+                () = sleep_until(clock.as_ref(), until) => {}
+            }
+            let why = unfit.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
+            roster.declare_unfit(&why);
+        });
     }
 
     /// Spawns a task that leaving waits for.

@@ -44,6 +44,8 @@ pub(super) struct Args {
     pub json: bool,
 }
 
+/// How long the workload runs undisturbed between two chapters.
+const CALM: Duration = Duration::from_millis(1500);
 /// How long anything in the story may take before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -84,7 +86,11 @@ fn failed(why: &str) -> Stop {
 async fn story(site: &mut DemoSite, teller: &mut Teller, mut dice: Dice) -> Result<bool, String> {
     teller.chapter("A site elects one owner");
     site.start_hub().await?;
-    teller.line("hub", json!({"address": site.hub_address()}), &format!("an IoT Hub (emulated, real TLS) at {}", site.hub_address()));
+    teller.line(
+        "hub",
+        json!({"address": site.hub_address()}),
+        &format!("an IoT Hub (emulated, real TLS) at {}", site.hub_address()),
+    );
     for n in 0..site.devices.len() {
         site.start_device(n)?;
         let (id, http, control) = (&site.devices[n].id, site.http(n), site.control(n));
@@ -95,10 +101,15 @@ async fn story(site: &mut DemoSite, teller: &mut Teller, mut dice: Dice) -> Resu
     owns(site, teller, owner, epoch);
     let mut converged = twins_follow(site, teller, owner, epoch).await?;
 
+    tokio::time::sleep(CALM).await;
     teller.chapter("The owner's device dies");
     let lost = owner;
     site.kill_device(lost);
-    teller.line("killed", json!({"device": site.devices[lost].id}), &format!("{}: power gone (sidecar, fencer and workload killed at once)", site.devices[lost].id));
+    teller.line(
+        "killed",
+        json!({"device": site.devices[lost].id}),
+        &format!("{}: power gone (sidecar, fencer and workload killed at once)", site.devices[lost].id),
+    );
     let (next, epoch) = site.next_owner(epoch, PATIENCE).await?;
     let silent_loss_gap = gap(site, epoch)?;
     owner = next;
@@ -106,14 +117,23 @@ async fn story(site: &mut DemoSite, teller: &mut Teller, mut dice: Dice) -> Resu
     converged &= twins_follow(site, teller, owner, epoch).await?;
     site.start_device(lost)?;
     site.reachable(lost, PATIENCE).await?;
-    teller.line("returned", json!({"device": site.devices[lost].id}), &format!("{}: back as a standby, deposes nobody", site.devices[lost].id));
+    teller.line(
+        "returned",
+        json!({"device": site.devices[lost].id}),
+        &format!("{}: back as a standby, deposes nobody", site.devices[lost].id),
+    );
 
+    tokio::time::sleep(CALM).await;
     teller.chapter("The hub is cut off, and the owner's sidecar dies");
     site.trouble(Trouble::Unreachable).await?;
     teller.line("hub_cut", json!({}), "the hub cannot be reached any more");
     let lost = owner;
     site.kill_sidecar(lost);
-    teller.line("killed", json!({"device": site.devices[lost].id}), &format!("{}: sidecar killed; its fencer stops the workload", site.devices[lost].id));
+    teller.line(
+        "killed",
+        json!({"device": site.devices[lost].id}),
+        &format!("{}: sidecar killed; its fencer stops the workload", site.devices[lost].id),
+    );
     let (next, epoch) = site.next_owner(epoch, PATIENCE).await?;
     owner = next;
     let crash_gap = gap(site, epoch)?;
@@ -121,6 +141,7 @@ async fn story(site: &mut DemoSite, teller: &mut Teller, mut dice: Dice) -> Resu
     site.condition(owner, "hub.unreachable", PATIENCE).await?;
     teller.line("condition", json!({"device": site.devices[owner].id, "condition": "hub.unreachable"}), "the site goes on without the hub; the status says hub.unreachable, the twins still show the epoch before");
 
+    tokio::time::sleep(CALM).await;
     teller.chapter("The hub comes back");
     site.trouble(Trouble::None).await?;
     teller.line("hub_back", json!({}), "the hub can be reached again");
@@ -128,11 +149,16 @@ async fn story(site: &mut DemoSite, teller: &mut Teller, mut dice: Dice) -> Resu
     site.start_device(lost)?;
     site.reachable(lost, PATIENCE).await?;
 
+    tokio::time::sleep(CALM).await;
     teller.chapter("A planned handover");
     let standbys: Vec<usize> = (0..site.devices.len()).filter(|n| *n != owner).collect();
     let target = standbys[usize::try_from(dice.throw() % standbys.len() as u64).unwrap_or(0)];
     site.fit_for_handover(owner, target, PATIENCE).await?;
-    teller.line("transfer", json!({"to": site.devices[target].id}), &format!("quorate transfer --to {}", site.devices[target].id));
+    teller.line(
+        "transfer",
+        json!({"to": site.devices[target].id}),
+        &format!("quorate transfer --to {}", site.devices[target].id),
+    );
     site.transfer(owner, target).await?;
     let (next, epoch) = site.next_owner(epoch, PATIENCE).await?;
     let handover_gap = gap(site, epoch)?;
@@ -144,6 +170,7 @@ async fn story(site: &mut DemoSite, teller: &mut Teller, mut dice: Dice) -> Resu
         teller.line("wrong_owner", json!({}), "the handover ended on another device than asked for");
     }
 
+    tokio::time::sleep(CALM).await;
     let ticks = site.ticks()?;
     let runs = ticks::runs(&ticks);
     let overlap: Duration = ticks::overlaps(&runs).iter().map(|o| o.length).sum();
@@ -168,21 +195,37 @@ fn gap(site: &DemoSite, epoch: u64) -> Result<Duration, String> {
     let runs = ticks::runs(&site.ticks()?);
     let first = runs.iter().find(|r| r.epoch.get() == epoch).map(|r| r.first);
     let last = runs.iter().filter(|r| r.epoch.get() < epoch).map(|r| r.last).max();
-    first.zip(last).map(|(first, last)| first.since(last)).ok_or_else(|| format!("epoch {epoch} left no ticks"))
+    first
+        .zip(last)
+        .map(|(first, last)| first.since(last))
+        .ok_or_else(|| format!("epoch {epoch} left no ticks"))
 }
 
 fn owns(site: &DemoSite, teller: &mut Teller, owner: usize, epoch: u64) {
     let id = &site.devices[owner].id;
-    teller.line("owner", json!({"device": id, "epoch": epoch}), &format!("{id} owns, epoch {epoch}: the workload runs there and only there"));
+    teller.line(
+        "owner",
+        json!({"device": id, "epoch": epoch}),
+        &format!("{id} owns, epoch {epoch}: the workload runs there and only there"),
+    );
 }
 
 fn took_over(site: &DemoSite, teller: &mut Teller, owner: usize, epoch: u64, gap: Duration) {
     let id = &site.devices[owner].id;
     let ms = gap.as_millis();
-    teller.line("owner", json!({"device": id, "epoch": epoch, "gap_ms": ms}), &format!("{id} owns, epoch {epoch}: no workload ran for {ms} ms"));
+    teller.line(
+        "owner",
+        json!({"device": id, "epoch": epoch, "gap_ms": ms}),
+        &format!("{id} owns, epoch {epoch}: no workload ran for {ms} ms"),
+    );
 }
 
-async fn twins_follow(site: &DemoSite, teller: &mut Teller, owner: usize, epoch: u64) -> Result<bool, String> {
+async fn twins_follow(
+    site: &DemoSite,
+    teller: &mut Teller,
+    owner: usize,
+    epoch: u64,
+) -> Result<bool, String> {
     let begun = teller.elapsed();
     let flags = site.twins(owner, epoch, PATIENCE).await?;
     let took = teller.elapsed().saturating_sub(begun).as_millis();
@@ -209,8 +252,16 @@ fn keep(site: &DemoSite, teller: &mut Teller) {
     let own = std::env::current_exe().map_or_else(|_| "quorate".to_owned(), |p| p.display().to_string());
     for (n, device) in site.devices.iter().enumerate() {
         let text = format!("{}: {}   {own} status --endpoint {}", device.id, site.http(n), site.control(n));
-        teller.line("kept", json!({"device": device.id, "status_page": site.http(n), "control": site.control(n)}), &text);
+        teller.line(
+            "kept",
+            json!({"device": device.id, "status_page": site.http(n), "control": site.control(n)}),
+            &text,
+        );
     }
     let folder = site.folder().display().to_string();
-    teller.line("folder", json!({"path": folder}), &format!("configuration, logs and tick records: {folder}"));
+    teller.line(
+        "folder",
+        json!({"path": folder}),
+        &format!("configuration, logs and tick records: {folder}"),
+    );
 }

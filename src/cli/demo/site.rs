@@ -81,8 +81,11 @@ impl DemoSite {
     }
 
     fn write_configuration(&self) -> std::io::Result<()> {
-        let members: String =
-            self.devices.iter().map(|d| format!("  {{ device = \"{}\", address = \"127.0.0.1:{}\" }},\n", d.id, d.peer)).collect();
+        let members: String = self
+            .devices
+            .iter()
+            .map(|d| format!("  {{ device = \"{}\", address = \"127.0.0.1:{}\" }},\n", d.id, d.peer))
+            .collect();
         let text = format!(
             "# One file for all devices of the site; what differs comes from the environment.\n\
              [site]\nid = \"demo\"\nmembers = [\n{members}]\n\n\
@@ -114,7 +117,11 @@ impl DemoSite {
     /// A command that dies with the demo. Must be spawned from the main thread, because the tie is to the thread.
     fn tied(&self, arguments: &[&str], log: &str) -> Result<Command, String> {
         let log = self.folder.join(log);
-        let log = fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|e| format!("cannot write {}: {e}", log.display()))?;
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(|e| format!("cannot write {}: {e}", log.display()))?;
         #[expect(clippy::disallowed_methods, reason = "the demo's children are real processes")]
         let mut command = Command::new(&self.own);
         command
@@ -141,16 +148,19 @@ impl DemoSite {
             arguments.extend(["--device", id]);
         }
         let mut command = self.tied(&arguments, "hub.log")?;
-        let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| format!("cannot start the hub: {e}"))?;
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().map_err(|e| format!("cannot start the hub: {e}"))?;
         let out = child.stdout.take().ok_or("the hub has no output")?;
         let mut line = String::new();
         let read = tokio::time::timeout(CALL, BufReader::new(out).read_line(&mut line)).await;
-        read.map_err(|_| "the hub did not start in time")?.map_err(|e| format!("the hub cannot be read: {e}"))?;
+        read.map_err(|_| "the hub did not start in time")?
+            .map_err(|e| format!("the hub cannot be read: {e}"))?;
         let facts: HubFacts = serde_json::from_str(&line).map_err(|e| {
             let log = fs::read_to_string(self.folder.join("hub.log")).unwrap_or_default();
             format!("the hub said {line:?} ({e}); {log}")
         })?;
-        fs::write(self.folder.join("connection-string"), &facts.service_connection_string).map_err(|e| e.to_string())?;
+        fs::write(self.folder.join("connection-string"), &facts.service_connection_string)
+            .map_err(|e| e.to_string())?;
         let settings = hub::Settings {
             mirror: hub::MirrorKind::DeviceTwin,
             connection_string: Some(facts.service_connection_string.clone().into()),
@@ -158,7 +168,8 @@ impl DemoSite {
             ..hub::Settings::default()
         };
         let clock: Arc<dyn Clock> = Arc::new(BootClock);
-        let rest = RestHub::open(&settings, clock).map_err(|faults| format!("the hub cannot be used: {faults:?}"))?;
+        let rest = RestHub::open(&settings, clock)
+            .map_err(|faults| format!("the hub cannot be used: {faults:?}"))?;
         self.hub = Some((child, facts, rest));
         Ok(())
     }
@@ -252,7 +263,10 @@ impl DemoSite {
             }
             if BootClock.now().since(begun) > patience {
                 let folder = self.folder.display();
-                return Err(format!("waited {} s in vain for {what}; the logs are in {folder}", patience.as_secs()));
+                return Err(format!(
+                    "waited {} s in vain for {what}; the logs are in {folder}",
+                    patience.as_secs()
+                ));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -278,9 +292,16 @@ impl DemoSite {
     }
 
     /// Waits until the owner hears the target, and the target says that it may own.
-    pub(super) async fn fit_for_handover(&self, owner: usize, to: usize, patience: Duration) -> Result<(), String> {
+    pub(super) async fn fit_for_handover(
+        &self,
+        owner: usize,
+        to: usize,
+        patience: Duration,
+    ) -> Result<(), String> {
         let id = self.devices[to].id.as_str();
-        let fit = |r: &Report| r.members.iter().any(|m| m.device == id && m.reachable && m.fit && !m.build.is_empty());
+        let fit = |r: &Report| {
+            r.members.iter().any(|m| m.device == id && m.reachable && m.fit && !m.build.is_empty())
+        };
         let look = async || self.report(owner).await.filter(fit).map(|_| ());
         self.wait(patience, &format!("{id} to be fit"), look).await
     }
@@ -311,7 +332,8 @@ impl DemoSite {
             let mut shown = BTreeMap::new();
             for device in &self.devices {
                 let twin = hub.get_twin(&device.id).await;
-                let seen = twin.ok().map(|t| FlagPath::default().read(&t.desired.properties)).and_then(|s| s.flag);
+                let seen =
+                    twin.ok().map(|t| FlagPath::default().read(&t.desired.values)).and_then(|s| s.flag);
                 shown.insert(device.id.clone(), seen.map(|f| (f.active, f.epoch)));
             }
             let right = shown.values().enumerate().all(|(n, flag)| *flag == Some((n == owner, epoch)));
@@ -336,7 +358,10 @@ impl DemoSite {
             body.len(),
         );
         let call = async {
-            #[expect(clippy::disallowed_methods, reason = "the emulator's switches are not on the site's LAN")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the emulator's switches are not on the site's LAN"
+            )]
             let mut stream = TcpStream::connect(&facts.admin_address).await?;
             stream.write_all(request.as_bytes()).await?;
             let mut answer = String::new();
@@ -345,7 +370,9 @@ impl DemoSite {
         };
         match call.await {
             Ok(answer) if answer.starts_with("HTTP/1.1 2") => Ok(()),
-            Ok(answer) => Err(format!("the hub's switch said {:?}", answer.lines().next().unwrap_or_default())),
+            Ok(answer) => {
+                Err(format!("the hub's switch said {:?}", answer.lines().next().unwrap_or_default()))
+            }
             Err(e) => Err(format!("the hub's switch cannot be reached: {e}")),
         }
     }
@@ -387,10 +414,14 @@ fn kill(pid: u32) {
 fn descendants(root: u32) -> Vec<u32> {
     let mut parents = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
         // The name in brackets may hold anything; the parent is the second word behind it.
-        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(1)?.parse::<u32>().ok());
+        let parent = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(1)?.parse::<u32>().ok());
         parents.extend(parent.map(|parent| (pid, parent)));
     }
     let mut found = vec![root];

@@ -84,9 +84,17 @@ impl Teller {
             (true, true) => ("\x1b[1;36m", "\x1b[0m"),
             (true, false) => ("\x1b[1;31m", "\x1b[0m"),
         };
-        let mut out = format!("\n{begin}Verdict: {}{end}\n", if v.ok { "all promises held" } else { "NOT all promises held" });
-        let overlap = if v.overlapped { format!("NO: {} ms", ms(v.overlap)) } else { "yes: never two at once".into() };
-        let _ = writeln!(out, "  one workload at a time   {overlap} (from {} tick records of {} runs)", v.ticks, v.runs);
+        let mut out = format!(
+            "\n{begin}Verdict: {}{end}\n",
+            if v.ok { "all promises held" } else { "NOT all promises held" }
+        );
+        let overlap =
+            if v.overlapped { format!("NO: {} ms", ms(v.overlap)) } else { "yes: never two at once".into() };
+        let _ = writeln!(
+            out,
+            "  one workload at a time   {overlap} (from {} tick records of {} runs)",
+            v.ticks, v.runs
+        );
         let _ = writeln!(out, "  twins converged          {}", mark(v.converged));
         let _ = writeln!(out, "  owner's device lost      {} ms without a workload", ms(v.silent_loss_gap));
         let _ = writeln!(out, "  only its sidecar lost    {} ms", ms(v.crash_gap));
@@ -95,7 +103,8 @@ impl Teller {
     }
 
     fn object(&self, event: &str, facts: Value) {
-        let mut object = json!({"t_ms": u64::try_from(self.elapsed().as_millis()).unwrap_or(u64::MAX), "event": event});
+        let mut object =
+            json!({"t_ms": u64::try_from(self.elapsed().as_millis()).unwrap_or(u64::MAX), "event": event});
         if let (Some(object), Value::Object(facts)) = (object.as_object_mut(), facts) {
             object.extend(facts);
         }
