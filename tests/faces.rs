@@ -88,6 +88,11 @@ impl Puppet {
     }
 }
 
+/// Waits for what must come soon; a failure says so instead of hanging.
+async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(30), future).await.expect("comes soon")
+}
+
 fn device(name: &str) -> DeviceId {
     DeviceId::new(name).expect("a name")
 }

@@ -25,7 +25,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::Puppet;
+use super::{Puppet, soon};
 
 pub(super) struct Grpc {
     pub(super) puppet: Arc<Puppet>,
@@ -131,7 +131,7 @@ async fn ownership_is_renewed_before_it_lapses_and_its_end_is_told() {
     let mut client = OwnershipClient::new(grpc.channel().await);
     let hold = Duration::from_millis(400);
     let mut stream = client.watch_ownership(WatchOwnershipRequest {}).await.expect("opens").into_inner();
-    let first = stream.next().await.expect("at once").expect("no error");
+    let first = soon(stream.next()).await.expect("at once").expect("no error");
     assert_eq!((first.active, first.valid_for_ms, first.reason.as_str()), (false, 0, "another device owns"));
 
     tokio::time::pause();
@@ -159,7 +159,7 @@ async fn ownership_is_renewed_before_it_lapses_and_its_end_is_told() {
     // Renewals stop: what is left of the last one is told, then its end, and nothing longer than the truth.
     let truth = tokio::time::Instant::now() + hold;
     let end = loop {
-        let state = stream.next().await.expect("goes on").expect("no error");
+        let state = soon(stream.next()).await.expect("goes on").expect("no error");
         let now = tokio::time::Instant::now();
         if !state.active {
             break state;
@@ -176,14 +176,14 @@ async fn a_permit_that_is_taken_away_or_shortened_is_told_at_once() {
     grpc.puppet.permit(17, Duration::from_secs(3600));
     let mut client = OwnershipClient::new(grpc.channel().await);
     let mut stream = client.watch_ownership(WatchOwnershipRequest {}).await.expect("opens").into_inner();
-    assert!(stream.next().await.expect("at once").expect("no error").active);
+    assert!(soon(stream.next()).await.expect("at once").expect("no error").active);
     grpc.puppet.permit(17, Duration::from_secs(60));
-    let shorter = stream.next().await.expect("goes on").expect("no error");
+    let shorter = soon(stream.next()).await.expect("goes on").expect("no error");
     assert!(shorter.active && shorter.valid_for_ms <= 60_000, "{shorter:?}");
     grpc.puppet.permits.send_modify(|permit| permit.active = false);
-    assert!(!stream.next().await.expect("goes on").expect("no error").active);
+    assert!(!soon(stream.next()).await.expect("goes on").expect("no error").active);
     grpc.puppet.permit(18, Duration::from_secs(3600));
-    assert_eq!(stream.next().await.expect("goes on").expect("no error").epoch, 18);
+    assert_eq!(soon(stream.next()).await.expect("goes on").expect("no error").epoch, 18);
 }
 
 #[tokio::test]
@@ -191,12 +191,12 @@ async fn watching_the_leader_tells_changes_and_the_unknown() {
     let grpc = Grpc::start().await;
     let mut client = ControlClient::new(grpc.channel().await);
     let mut stream = client.watch_leader(WatchLeaderRequest {}).await.expect("opens").into_inner();
-    assert!(!stream.next().await.expect("at once").expect("no error").known);
+    assert!(!soon(stream.next()).await.expect("at once").expect("no error").known);
     grpc.puppet.vouch(Some("edge-1"), 17, Duration::from_secs(3600));
-    assert_eq!(stream.next().await.expect("goes on").expect("no error").device, "edge-1");
+    assert_eq!(soon(stream.next()).await.expect("goes on").expect("no error").device, "edge-1");
     grpc.puppet.vouch(Some("edge-2"), 18, Duration::from_millis(50));
-    assert_eq!(stream.next().await.expect("goes on").expect("no error").epoch, 18);
-    let lapsed = stream.next().await.expect("goes on").expect("no error");
+    assert_eq!(soon(stream.next()).await.expect("goes on").expect("no error").epoch, 18);
+    let lapsed = soon(stream.next()).await.expect("goes on").expect("no error");
     assert!(!lapsed.known && lapsed.device.is_empty() && lapsed.reason.contains("lapsed"), "{lapsed:?}");
 }
 
@@ -221,7 +221,7 @@ async fn health_serves_the_owner_only_on_the_owner() {
 
     let request = HealthCheckRequest { service: "quorate.owner".into() };
     let mut stream = client.watch(request).await.expect("opens").into_inner();
-    let mut next = async || stream.next().await.expect("goes on").expect("no error").status();
+    let mut next = async || soon(stream.next()).await.expect("goes on").expect("no error").status();
     assert_eq!(next().await, ServingStatus::NotServing);
     grpc.puppet.vouch(Some("edge-1"), 20, Duration::from_millis(50));
     assert_eq!(next().await, ServingStatus::Serving);
@@ -229,7 +229,7 @@ async fn health_serves_the_owner_only_on_the_owner() {
     let request = HealthCheckRequest { service: "nothing".into() };
     let mut stream = client.watch(request).await.expect("opens").into_inner();
     assert_eq!(
-        stream.next().await.expect("at once").expect("no error").status(),
+        soon(stream.next()).await.expect("at once").expect("no error").status(),
         ServingStatus::ServiceUnknown
     );
 }
@@ -295,7 +295,7 @@ async fn mute_connections_are_sent_away_and_nobody_waits_for_them() {
     let mut said = Vec::new();
     for stream in &mut mute {
         let end = stream.read_to_end(&mut said);
-        let _ = tokio::time::timeout(Duration::from_secs(30), end).await.expect("is sent away soon");
+        let _ = soon(end).await;
     }
     tokio::time::resume();
     ControlClient::new(grpc.channel().await).get_status(GetStatusRequest {}).await.expect("serves");
@@ -317,9 +317,12 @@ async fn streams_are_counted_and_given_back() {
     assert_eq!(full.code(), Code::ResourceExhausted);
     open.clear();
     // The server hears of the end a moment later.
-    while clients[2].watch_ownership(WatchOwnershipRequest {}).await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    soon(async {
+        while clients[2].watch_ownership(WatchOwnershipRequest {}).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -329,9 +332,9 @@ async fn leaving_ends_streams_and_removes_the_socket() {
     assert!(socket.exists());
     let mut client = OwnershipClient::new(grpc.channel().await);
     let mut stream = client.watch_ownership(WatchOwnershipRequest {}).await.expect("opens").into_inner();
-    stream.next().await.expect("at once").expect("no error");
+    soon(stream.next()).await.expect("at once").expect("no error");
     grpc.stop.cancel();
-    grpc.serving.await.expect("no panic").expect("no error");
-    assert!(!matches!(stream.next().await, Some(Ok(_))));
+    soon(grpc.serving).await.expect("no panic").expect("no error");
+    assert!(!matches!(soon(stream.next()).await, Some(Ok(_))));
     assert!(!socket.exists());
 }

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Puppet;
+use super::{Puppet, soon};
 
 struct Http {
     puppet: Arc<Puppet>,
@@ -173,7 +173,7 @@ async fn garbage_and_oversized_requests_end_only_their_connection() {
         // The server may hang up while we still send.
         let _ = stream.write_all(garbage.as_bytes()).await;
         let _ = stream.shutdown().await;
-        let said = rest(&mut stream).await;
+        let said = soon(rest(&mut stream)).await;
         assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&said));
     }
     assert_eq!(http.get("/health/live").await.0, 200);
@@ -192,11 +192,9 @@ async fn mute_and_slow_clients_are_sent_away_and_nobody_waits_for_them() {
         mute.push(stream);
     }
     tokio::time::pause();
-    let soon = Duration::from_secs(30);
-    let live = tokio::time::timeout(soon, http.get("/health/live")).await.expect("a place is free soon");
-    assert_eq!(live.0, 200);
+    assert_eq!(soon(http.get("/health/live")).await.0, 200);
     for stream in &mut mute {
-        let said = tokio::time::timeout(soon, rest(stream)).await.expect("is sent away soon");
+        let said = soon(rest(stream)).await;
         assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&said));
     }
 }
@@ -211,7 +209,7 @@ async fn leaving_ends_open_connections() {
     idle.read_exact(&mut first).await.expect("answers");
     half.write_all(b"GET /").await.expect("sends");
     http.stop.cancel();
-    http.serving.await.expect("no panic");
+    soon(http.serving).await.expect("no panic");
     rest(&mut idle).await;
     rest(&mut half).await;
 }
