@@ -48,7 +48,7 @@ pub struct Surroundings {
     /// The workload's kind.
     pub workload_kind: &'static str,
     /// The workload's conditions.
-    pub workload_conditions: Option<watch::Receiver<Vec<Raised>>>,
+    pub workload_conditions: watch::Receiver<Vec<Raised>>,
 }
 
 /// The node as its faces see it.
@@ -471,10 +471,7 @@ impl NodeDoor {
         {
             raised.push(Raised::new(Condition::LeaseLapsed, format!("epoch {epoch}")));
         }
-        match &self.surroundings.workload_conditions {
-            Some(conditions) => raised.extend(conditions.borrow().iter().cloned()),
-            None => {}
-        }
+        raised.extend(self.surroundings.workload_conditions.borrow().iter().cloned());
         let wall = node.clock().wall_ms();
         for knock in node.group.roster().knocks() {
             if wall.abs_diff(knock.last_unix_ms) < KNOCK_SHOWN_MS {

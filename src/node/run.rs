@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     clock::{BootClock, Clock},
-    condition::Raised,
     config::{self, Config},
     control,
     dice::Dice,
@@ -33,11 +32,7 @@ use crate::{
     },
     reconcile::mirror::{Mirror, MirrorState},
     status::{self, metrics::Metrics},
-    workload::{
-        self,
-        none::OwnershipOnly,
-        process::{Context, ProcessWorkload},
-    },
+    workload::{self, Context},
 };
 
 /// Why the sidecar did not start, or ended by itself.
@@ -79,7 +74,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         tracing::info!("first start: made the store in {}", config.storage.path.display());
     }
     let bound = bind(&config).await?;
-    let (workload, workload_conditions, kind) = open_workload(&config, &clock, &tasks, &stop).await?;
+    let (opened, workload_kind) = open_workload(&config, &clock, &tasks, &stop).await?;
 
     let disk: Arc<dyn Disk> = Arc::new(folder.disk);
     let environment = Environment {
@@ -90,7 +85,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         boot_refusal: folder.boot_refusal,
         dialer: Arc::new(TcpDialer),
         incoming: tcp(bound.peer),
-        workload,
+        workload: opened.workload,
     };
     let node = Node::start(config.site.clone(), config.me.clone(), environment)
         .await
@@ -98,7 +93,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let node = Arc::new(node);
 
     let mirror = hub.map(|(hub, settings)| start_mirror(&node, hub, settings, &mut dice, &tasks, &stop));
-    let surroundings = Surroundings { mirror, workload_kind: kind, workload_conditions };
+    let surroundings = Surroundings { mirror, workload_kind, workload_conditions: opened.conditions };
     let door = NodeDoor::open(node.clone(), surroundings, dice.split(), &tasks, stop.clone());
     let (served, control_door, until) = (bound.control, door.clone(), stop.clone());
     tasks.spawn(async move {
@@ -191,46 +186,41 @@ async fn listen(address: std::net::SocketAddr, key: &str, faults: &mut Vec<Strin
     }
 }
 
-type OpenedWorkload = (workload::Handle, Option<watch::Receiver<Vec<Raised>>>, &'static str);
-
+/// Makes sure that nothing of an earlier life runs, whatever the kind is now, and makes the workload.
 async fn open_workload(
     config: &Config,
     clock: &Arc<dyn Clock>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
-) -> Result<OpenedWorkload, Failure> {
-    match &config.workload {
+) -> Result<(workload::Opened, &'static str), Failure> {
+    let stop_grace = config.site.timing.stop_grace();
+    let (settings, kind) = match &config.workload {
         config::Workload::None => {
-            let workload = OwnershipOnly::new(clock.clone(), tasks, stop.clone());
-            Ok((Arc::new(workload), None, "none"))
+            (workload::Settings { stop_grace, ..workload::Settings::default() }, "none")
         }
         config::Workload::Process { command, working_dir, env } => {
-            let settings = workload::Settings {
-                kind: workload::Kind::Process,
-                command: command.clone(),
-                working_dir: working_dir.clone(),
-                env: env.clone(),
-                stop_grace: config.site.timing.stop_grace(),
-            };
-            let context = Context {
-                program: None,
-                data: absolute(&config.storage.path),
-                device: config.me.clone(),
-                site: config.site.id.clone(),
-                control_socket: config.control.socket.clone(),
-                timing: config.site.timing,
-                clock: clock.clone(),
-                tracker: tasks.clone(),
-                leave: stop.clone(),
-            };
-            let workload = ProcessWorkload::new(&settings, context);
-            workload.ensure_none_running(clock.now() + ORPHANS_LIMIT).await.map_err(|e| {
-                Failure::Trouble(format!("what an earlier sidecar left running cannot be ruled out: {e}"))
-            })?;
-            let conditions = workload.conditions();
-            Ok((Arc::new(workload), Some(conditions), "process"))
+            let (command, working_dir, env) = (command.clone(), working_dir.clone(), env.clone());
+            (
+                workload::Settings { kind: workload::Kind::Process, command, working_dir, env, stop_grace },
+                "process",
+            )
         }
-    }
+    };
+    let context = Context {
+        program: None,
+        data: absolute(&config.storage.path),
+        device: config.me.clone(),
+        site: config.site.id.clone(),
+        control_socket: config.control.socket.clone(),
+        timing: config.site.timing,
+        clock: clock.clone(),
+        tracker: tasks.clone(),
+        leave: stop.clone(),
+    };
+    let opened = workload::open(&settings, context, clock.now() + ORPHANS_LIMIT).await.map_err(|e| {
+        Failure::Trouble(format!("what an earlier sidecar left running cannot be ruled out: {e}"))
+    })?;
+    Ok((opened, kind))
 }
 
 fn absolute(path: &Path) -> std::path::PathBuf {
