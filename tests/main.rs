@@ -1,5 +1,5 @@
 //! One test binary with a table of contents. See README.md beside it for the tiers, and how to replay a failure.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests may")]
+#![expect(clippy::expect_used, clippy::disallowed_methods, reason = "tests may")]
 #![expect(unreachable_pub, reason = "the modules of one binary")]
 
 /// The command line as people meet it: help texts, configuration faults, exit codes.

@@ -434,7 +434,7 @@ impl Group {
         }
         let (sender, mut answers) = mpsc::unbounded_channel();
         for (_, peer) in self.peers.iter() {
-            let (peer, message, sender) = (peer.clone(), message.clone(), sender.clone());
+            let (peer, message, sender) = (peer.clone(), message, sender.clone());
             self.tasks.spawn(async move {
                 let _ = sender.send(peer.pre_vote(message, limit).await);
             });

@@ -279,7 +279,10 @@ impl RaftLogStorage<Types> for LogStore {
             self.mirror().entries.insert(entry.log_id.index, entry);
         }
         let written = self.write(Change::Append(stored)).await;
-        let result = written.as_ref().map(|()| ()).map_err(failed);
+        let result = match &written {
+            Ok(()) => Ok(()),
+            Err(e) => Err(failed(e)),
+        };
         callback.log_io_completed(written);
         result
     }
