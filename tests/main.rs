@@ -6,6 +6,8 @@
 mod cli;
 /// One suite per door, against each implementation of it.
 mod conformance;
+/// The documents against the product.
+mod docs;
 /// The HTTP and gRPC faces over real sockets, and the commands that ask them.
 mod faces;
 /// Real processes: the fencer and its workload, SIGKILL, SIGSTOP, orphans.
