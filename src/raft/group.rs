@@ -406,6 +406,7 @@ impl Group {
                     }
                 }
                 tokio::select! {
+                    biased;
                     changed = role.changed() => if changed.is_err() { break },
                     changed = rejections.changed() => if changed.is_err() { break },
                 }
@@ -503,6 +504,7 @@ fn follow(raft: &Raft, machine: &Machine, me: NodeId, tasks: &TaskTracker) -> wa
     tasks.spawn(async move {
         loop {
             let ended = tokio::select! {
+                biased;
                 changed = metrics.changed() => changed.is_err(),
                 changed = applied.changed() => changed.is_err(),
                 () = sender.closed() => return,
