@@ -344,7 +344,7 @@ impl Group {
 
     /// Until when this member gives way to another candidate.
     pub fn gives_way_until(&self) -> Option<Moment> {
-        self.deference.until(self.roster.me.node_id())
+        self.deference.until(self.roster.me.node_id(), self.log.last_log_id())
     }
 
     /// Campaigns once: own guard, pre-vote, vote. After `losses` in a row it asks the others for more time.
@@ -430,7 +430,7 @@ impl Group {
             patience_us: micros(patience),
         };
         // One's own vote is not promised to two candidates either.
-        if let Err(left) = self.deference.give_way(me, patience) {
+        if let Err(left) = self.deference.give_way(me, last, patience) {
             return Err(Campaign::Lost { wait: left, reason: "another candidate was first".into() });
         }
         let (sender, mut answers) = mpsc::unbounded_channel();

@@ -8,6 +8,7 @@
 
 pub mod hub;
 pub mod ledger;
+mod log;
 
 use std::{
     collections::BTreeMap,
@@ -151,6 +152,7 @@ fn name(n: usize) -> String {
 impl Stage {
     /// Builds the site; no time passes yet.
     pub fn new(setup: Setup) -> Stage {
+        log::if_asked();
         let timing = Timing::new(&setup.timing).expect("consistent");
         let member = |n| Member {
             device: DeviceId::new(name(n)).expect("a name"),
