@@ -83,6 +83,8 @@ pub enum Campaign {
     Won,
     /// Not elected; worth trying again after the pause.
     Lost {
+        /// Whether it came to votes: then it may have failed only for lack of time.
+        voted: bool,
         /// For how long a majority will surely go on refusing.
         wait: Duration,
         /// Why, for the log.
@@ -344,10 +346,10 @@ impl Group {
 
     /// Until when this member gives way to another candidate.
     pub fn gives_way_until(&self) -> Option<Moment> {
-        self.deference.until(self.roster.me.node_id(), self.log.last_log_id())
+        self.deference.until(self.roster.me.node_id())
     }
 
-    /// Campaigns once: own guard, pre-vote, vote. After `losses` in a row it asks the others for more time.
+    /// Campaigns once: own guard, pre-vote, vote. After `losses` votes in a row it asks the others for more time.
     /// Cancel-safe: whatever was begun is finished by itself.
     pub async fn campaign(&self, losses: u32) -> Campaign {
         if let Err(refusal) = self.guard.may_vote() {
@@ -375,8 +377,8 @@ impl Group {
         });
         let term = match begun.await {
             Ok(Ok(term)) => term,
-            Ok(Err(e)) => return Campaign::Lost { wait: VOTE_LIMIT, reason: e.to_string() },
-            Err(e) => return Campaign::Lost { wait: VOTE_LIMIT, reason: e.to_string() },
+            Ok(Err(e)) => return Campaign::Lost { voted: true, wait: VOTE_LIMIT, reason: e.to_string() },
+            Err(e) => return Campaign::Lost { voted: true, wait: VOTE_LIMIT, reason: e.to_string() },
         };
         self.await_election(term).await
     }
@@ -396,13 +398,13 @@ impl Group {
                     }
                     if role.ballot > (Ballot { term, node: me }) {
                         let reason = format!("{} was faster", role.ballot);
-                        return Campaign::Lost { wait: Duration::ZERO, reason };
+                        return Campaign::Lost { voted: true, wait: Duration::ZERO, reason };
                     }
                 }
                 {
                     let (of, count, why) = &*rejections.borrow_and_update();
                     if *of == term && *count > bearable {
-                        return Campaign::Lost { wait: Duration::ZERO, reason: why.clone() };
+                        return Campaign::Lost { voted: true, wait: Duration::ZERO, reason: why.clone() };
                     }
                 }
                 tokio::select! {
@@ -411,9 +413,9 @@ impl Group {
                     changed = rejections.changed() => if changed.is_err() { break },
                 }
             }
-            Campaign::Lost { wait: VOTE_LIMIT, reason: "consensus has stopped".into() }
+            Campaign::Lost { voted: true, wait: VOTE_LIMIT, reason: "consensus has stopped".into() }
         };
-        let late = Campaign::Lost { wait: Duration::ZERO, reason: "no majority answered in time".into() };
+        let late = Campaign::Lost { voted: true, wait: Duration::ZERO, reason: "no majority answered in time".into() };
         tokio::time::timeout(VOTE_LIMIT, work).await.unwrap_or(late)
     }
 
@@ -430,37 +432,52 @@ impl Group {
             patience_us: micros(patience),
         };
         // One's own vote is not promised to two candidates either.
-        if let Err(left) = self.deference.give_way(me, last, patience) {
-            return Err(Campaign::Lost { wait: left, reason: "another candidate was first".into() });
+        if let Err(left) = self.deference.give_way(me, patience) {
+            return Err(Campaign::Lost { voted: false, wait: left, reason: "another candidate was first".into() });
         }
         let (sender, mut answers) = mpsc::unbounded_channel();
-        for (_, peer) in self.peers.iter() {
+        for (node, peer) in self.peers.iter() {
             let (peer, message, sender) = (peer.clone(), message, sender.clone());
             self.tasks.spawn(async move {
-                let _ = sender.send(peer.pre_vote(message, limit).await);
+                let _ = sender.send((node, peer.pre_vote(message, limit).await));
             });
         }
         drop(sender);
-        let (mut yes, mut waits, mut reasons) = (0, Vec::new(), Vec::new());
-        while yes < needed {
+        let (mut granted, mut waits, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+        while granted.len() < needed {
             match answers.recv().await {
                 None => {
                     // The majority becomes possible when enough of those who refuse for a time have had it.
                     waits.sort_unstable();
-                    let wait = waits.get(needed - yes - 1).copied().unwrap_or(Duration::ZERO);
+                    let wait = waits.get(needed - granted.len() - 1).copied().unwrap_or(Duration::ZERO);
                     let reason =
                         if reasons.is_empty() { "nobody answered".into() } else { reasons.join("; ") };
-                    return Err(Campaign::Lost { wait, reason });
+                    self.give_turn_back(message, granted);
+                    return Err(Campaign::Lost { voted: false, wait, reason });
                 }
-                Some(Ok(reply)) if reply.would_grant => yes += 1,
-                Some(Ok(reply)) => {
+                Some((node, Ok(reply))) if reply.would_grant => granted.push(node),
+                Some((_, Ok(reply))) => {
                     waits.push(Duration::from_micros(reply.wait_us));
                     reasons.push(reply.reason);
                 }
-                Some(Err(_)) => {}
+                Some((_, Err(_))) => {}
             }
         }
         Ok(())
+    }
+
+    /// After a pre-vote that failed: nobody needs to give way to this member any longer.
+    fn give_turn_back(&self, asked: proto::VoteRequest, granted: Vec<NodeId>) {
+        self.deference.release(self.roster.me.node_id());
+        let limit = self.roster.site.timing.hold();
+        // The same question, for no time at all. If it is lost, the turn ends by itself a little later.
+        let message = proto::VoteRequest { patience_us: 0, ..asked };
+        for peer in granted.into_iter().filter_map(|node| self.peers.get(node)) {
+            let peer = peer.clone();
+            self.tasks.spawn(async move {
+                let _ = peer.pre_vote(message, limit).await;
+            });
+        }
     }
 
     /// Stops Raft. Calls after this fail.
@@ -472,7 +489,7 @@ impl Group {
 }
 
 fn lost(refusal: &VoteRefusal) -> Campaign {
-    Campaign::Lost { wait: refusal.left().unwrap_or_default(), reason: refusal.to_string() }
+    Campaign::Lost { voted: false, wait: refusal.left().unwrap_or_default(), reason: refusal.to_string() }
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -23,13 +23,20 @@ use quorate::{
     },
     id::DeviceId,
 };
+use tokio::sync::watch;
 
-/// One device's line: cut or not, and how long a message may take in one direction.
+/// The longest that a message takes in one direction.
+const LONGEST: Duration = Duration::from_millis(40);
+
+/// One device's line: cut or not, and writes held back or not.
 #[derive(Clone)]
 pub struct SimLine {
     line: Line,
     dice: Arc<Mutex<Dice>>,
-    longest: Arc<Mutex<Duration>>,
+    /// Writes wait at the device's end of the line while this is set.
+    held: Arc<watch::Sender<bool>>,
+    waiting: Arc<AtomicU64>,
+    asked: Arc<AtomicU64>,
     overtaken: Arc<AtomicU64>,
 }
 
@@ -38,9 +45,14 @@ impl SimLine {
         self.line.cut(cut);
     }
 
-    /// The longest that a message takes in one direction.
-    pub fn slow(&self, longest: Duration) {
-        *self.longest.lock().unwrap_or_else(PoisonError::into_inner) = longest;
+    /// Writes wait on their way to the hub from now on, or go on.
+    pub fn hold_writes(&self, hold: bool) {
+        self.held.send_replace(hold);
+    }
+
+    /// How many writes are waiting.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::SeqCst)
     }
 
     /// How many writes were refused because the twin had changed since it was read.
@@ -48,9 +60,13 @@ impl SimLine {
         self.overtaken.load(Ordering::SeqCst)
     }
 
+    /// How many calls have been answered by the hub, whatever the answer.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::SeqCst)
+    }
+
     async fn travel(&self) {
-        let longest = *self.longest.lock().unwrap_or_else(PoisonError::into_inner);
-        let takes = self.dice.lock().unwrap_or_else(PoisonError::into_inner).up_to(longest);
+        let takes = self.dice.lock().unwrap_or_else(PoisonError::into_inner).up_to(LONGEST);
         tokio::time::sleep(takes).await;
     }
 
@@ -60,6 +76,7 @@ impl SimLine {
         if matches!(answer, Err(Error::Changed)) {
             self.overtaken.fetch_add(1, Ordering::SeqCst);
         }
+        self.asked.fetch_add(u64::from(!matches!(answer, Err(Error::Unreachable(_)))), Ordering::SeqCst);
         self.travel().await;
         answer
     }
@@ -80,7 +97,12 @@ impl Hub for SimLine {
         change: &'a Change,
         if_match: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Twin, Error>> {
-        Box::pin(self.call(self.line.patch_twin(device, change, if_match)))
+        Box::pin(async move {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            let _ = self.held.subscribe().wait_for(|held| !held).await;
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            self.call(self.line.patch_twin(device, change, if_match)).await
+        })
     }
 }
 
@@ -104,7 +126,9 @@ impl SiteHub {
                 SimLine {
                     line: memory.line(),
                     dice: Arc::new(Mutex::new(dice.split())),
-                    longest: Arc::new(Mutex::new(Duration::from_millis(40))),
+                    held: Arc::new(watch::Sender::new(false)),
+                    waiting: Arc::default(),
+                    asked: Arc::default(),
                     overtaken: Arc::default(),
                 }
             })

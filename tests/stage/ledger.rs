@@ -74,7 +74,10 @@ impl Ledger {
     /// The sidecar is dead from now on; the fencer stops the workload within the grace.
     pub fn orphan(&self, device: &DeviceId, timing: Timing) {
         let at = self.last_seen() + timing.kill_after();
-        self.book().orphans.insert(device.clone(), at);
+        let mut book = self.book();
+        if book.runs.iter().any(|r| r.device == *device && r.to.is_none()) {
+            book.orphans.insert(device.clone(), at);
+        }
     }
 
     /// Outside of the simulation turmoil does not tell the time; the newest entry of the checker does.

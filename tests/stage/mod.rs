@@ -317,6 +317,13 @@ impl Stage {
         self.sim.bounce(name(n));
     }
 
+    /// The device starts again, unless it is up.
+    pub fn start_if_down(&mut self, n: usize) {
+        if !self.sim.is_host_running(name(n)) {
+            self.start(n);
+        }
+    }
+
     /// Cuts both directions between two devices.
     pub fn cut(&mut self, a: usize, b: usize) {
         self.sim.partition(name(a), name(b));

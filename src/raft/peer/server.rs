@@ -100,7 +100,7 @@ impl proto::peer_server::Peer for Service {
         let candidate = NodeId(vote.leader_id.node_id);
         let theirs = message.last_log_id.map(wire::take_log_id);
         if theirs >= self.log.last_log_id() {
-            let _ = self.deference.give_way(candidate, theirs, Duration::from_micros(message.patience_us));
+            let _ = self.deference.give_way(candidate, Duration::from_micros(message.patience_us));
         }
         let request = VoteRequest { vote, last_log_id: theirs };
         // On a task of its own: the ticket must live until Raft has decided, even if the candidate hangs up.
@@ -134,7 +134,7 @@ impl proto::peer_server::Peer for Service {
                 reason: "its log is older than this member's".into(),
                 wait_us: 0,
             },
-            Ok(()) => match self.deference.give_way(caller, theirs, patience) {
+            Ok(()) => match self.deference.give_way(caller, patience) {
                 Ok(()) => proto::PreVoteReply { would_grant: true, ..Default::default() },
                 Err(left) => proto::PreVoteReply {
                     would_grant: false,
