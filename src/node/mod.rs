@@ -5,6 +5,7 @@
 
 pub mod door;
 mod mirror;
+mod report;
 pub mod run;
 
 use std::{
