@@ -3,6 +3,9 @@
 //! An election takes several disk writes one after the other. A member that was asked for a vote, or for a pre-vote,
 //! gives way to that candidate for as long as the candidate says that it needs: meanwhile it neither campaigns nor
 //! encourages anybody else. This is courtesy, not safety: it is never asked whether a vote may be given.
+//!
+//! A candidate whose pre-vote fails gives its turn back at once, here and at whoever gave way to it. Otherwise a few
+//! members with old logs that give way to each other would keep out the only one that can be elected.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -45,9 +48,36 @@ impl Deference {
         }
     }
 
+    /// It is no longer the turn of `candidate`, if it was.
+    pub(crate) fn release(&self, candidate: NodeId) {
+        let mut to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
+        if to.is_some_and(|(holder, _)| holder == candidate) {
+            *to = None;
+        }
+    }
+
     /// Until when this member should not campaign itself.
     pub(crate) fn until(&self, me: NodeId) -> Option<Moment> {
         let to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
         to.filter(|(candidate, _)| *candidate != me).map(|(_, until)| until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::BootClock;
+
+    #[test]
+    fn a_turn_lasts_until_it_is_given_back() {
+        let deference = Deference::new(Arc::new(BootClock));
+        let (first, second) = (NodeId(1), NodeId(2));
+        deference.give_way(first, PATIENCE_MAX).expect("nobody was first");
+        deference.give_way(second, PATIENCE_MAX).expect_err("it is another's turn");
+        assert!(deference.until(second).is_some() && deference.until(first).is_none());
+        deference.release(second);
+        deference.give_way(second, PATIENCE_MAX).expect_err("only the holder gives it back");
+        deference.release(first);
+        deference.give_way(second, PATIENCE_MAX).expect("it was given back");
     }
 }

@@ -81,15 +81,12 @@ pub enum ProposeError {
 pub enum Campaign {
     /// This member leads now.
     Won,
-    /// A majority would not have voted for this member, so it did not even ask.
-    Hopeless {
+    /// Not elected; worth trying again after the pause.
+    Lost {
+        /// Whether it came to votes: then it may have failed only for lack of time.
+        voted: bool,
         /// For how long a majority will surely go on refusing.
         wait: Duration,
-        /// Why, for the log.
-        reason: String,
-    },
-    /// It asked and was not elected.
-    Lost {
         /// Why, for the log.
         reason: String,
     },
@@ -352,23 +349,23 @@ impl Group {
         self.deference.until(self.roster.me.node_id())
     }
 
-    /// Campaigns once: own guard, pre-vote, vote. After `losses` lost votes in a row it asks the others for more time.
+    /// Campaigns once: own guard, pre-vote, vote. After `losses` votes in a row it asks the others for more time.
     /// Cancel-safe: whatever was begun is finished by itself.
     pub async fn campaign(&self, losses: u32) -> Campaign {
         if let Err(refusal) = self.guard.may_vote() {
-            return hopeless(&refusal);
+            return lost(&refusal);
         }
         // Own vote, a voter's vote, and both once more as committed: four writes, one after the other.
         let usual = self.roster.site.timing.hold() / 2 + self.log.slowest_write() * 4;
         let patience = (usual * 2u32.saturating_pow(losses.min(8))).min(PATIENCE_MAX);
         self.peers.expect(patience);
-        if let Err(hopeless) = self.pre_vote(patience).await {
-            return hopeless;
+        if let Err(lost) = self.pre_vote(patience).await {
+            return lost;
         }
         // From the ticket on nothing is promised to anybody, until Raft has put our own ballot above theirs.
         let ticket = match self.guard.begin_vote(None) {
             Ok(ticket) => ticket,
-            Err(refusal) => return hopeless(&refusal),
+            Err(refusal) => return lost(&refusal),
         };
         let raft = self.raft.clone();
         let begun = self.tasks.spawn(async move {
@@ -380,8 +377,8 @@ impl Group {
         });
         let term = match begun.await {
             Ok(Ok(term)) => term,
-            Ok(Err(e)) => return Campaign::Lost { reason: e.to_string() },
-            Err(e) => return Campaign::Lost { reason: e.to_string() },
+            Ok(Err(e)) => return Campaign::Lost { voted: true, wait: VOTE_LIMIT, reason: e.to_string() },
+            Err(e) => return Campaign::Lost { voted: true, wait: VOTE_LIMIT, reason: e.to_string() },
         };
         self.await_election(term).await
     }
@@ -401,23 +398,28 @@ impl Group {
                     }
                     if role.ballot > (Ballot { term, node: me }) {
                         let reason = format!("{} was faster", role.ballot);
-                        return Campaign::Lost { reason };
+                        return Campaign::Lost { voted: true, wait: Duration::ZERO, reason };
                     }
                 }
                 {
                     let (of, count, why) = &*rejections.borrow_and_update();
                     if *of == term && *count > bearable {
-                        return Campaign::Lost { reason: why.clone() };
+                        return Campaign::Lost { voted: true, wait: Duration::ZERO, reason: why.clone() };
                     }
                 }
                 tokio::select! {
+                    biased;
                     changed = role.changed() => if changed.is_err() { break },
                     changed = rejections.changed() => if changed.is_err() { break },
                 }
             }
-            Campaign::Lost { reason: "consensus has stopped".into() }
+            Campaign::Lost { voted: true, wait: VOTE_LIMIT, reason: "consensus has stopped".into() }
         };
-        let late = Campaign::Lost { reason: "no majority answered in time".into() };
+        let late = Campaign::Lost {
+            voted: true,
+            wait: Duration::ZERO,
+            reason: "no majority answered in time".into(),
+        };
         tokio::time::timeout(VOTE_LIMIT, work).await.unwrap_or(late)
     }
 
@@ -435,36 +437,55 @@ impl Group {
         };
         // One's own vote is not promised to two candidates either.
         if let Err(left) = self.deference.give_way(me, patience) {
-            return Err(Campaign::Hopeless { wait: left, reason: "another candidate was first".into() });
+            return Err(Campaign::Lost {
+                voted: false,
+                wait: left,
+                reason: "another candidate was first".into(),
+            });
         }
         let (sender, mut answers) = mpsc::unbounded_channel();
-        for (_, peer) in self.peers.iter() {
+        for (node, peer) in self.peers.iter() {
             let (peer, message, sender) = (peer.clone(), message, sender.clone());
             self.tasks.spawn(async move {
-                let _ = sender.send(peer.pre_vote(message, limit).await);
+                let _ = sender.send((node, peer.pre_vote(message, limit).await));
             });
         }
         drop(sender);
-        let (mut yes, mut waits, mut reasons) = (0, Vec::new(), Vec::new());
-        while yes < needed {
+        let (mut granted, mut waits, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+        while granted.len() < needed {
             match answers.recv().await {
                 None => {
                     // The majority becomes possible when enough of those who refuse for a time have had it.
                     waits.sort_unstable();
-                    let wait = waits.get(needed - yes - 1).copied().unwrap_or(Duration::ZERO);
+                    let wait = waits.get(needed - granted.len() - 1).copied().unwrap_or(Duration::ZERO);
                     let reason =
                         if reasons.is_empty() { "nobody answered".into() } else { reasons.join("; ") };
-                    return Err(Campaign::Hopeless { wait, reason });
+                    self.give_turn_back(message, granted);
+                    return Err(Campaign::Lost { voted: false, wait, reason });
                 }
-                Some(Ok(reply)) if reply.would_grant => yes += 1,
-                Some(Ok(reply)) => {
+                Some((node, Ok(reply))) if reply.would_grant => granted.push(node),
+                Some((_, Ok(reply))) => {
                     waits.push(Duration::from_micros(reply.wait_us));
                     reasons.push(reply.reason);
                 }
-                Some(Err(_)) => {}
+                Some((_, Err(_))) => {}
             }
         }
         Ok(())
+    }
+
+    /// After a pre-vote that failed: nobody needs to give way to this member any longer.
+    fn give_turn_back(&self, asked: proto::VoteRequest, granted: Vec<NodeId>) {
+        self.deference.release(self.roster.me.node_id());
+        let limit = self.roster.site.timing.hold();
+        // The same question, for no time at all. If it is lost, the turn ends by itself a little later.
+        let message = proto::VoteRequest { patience_us: 0, ..asked };
+        for peer in granted.into_iter().filter_map(|node| self.peers.get(node)) {
+            let peer = peer.clone();
+            self.tasks.spawn(async move {
+                let _ = peer.pre_vote(message, limit).await;
+            });
+        }
     }
 
     /// Stops Raft. Calls after this fail.
@@ -475,8 +496,8 @@ impl Group {
     }
 }
 
-fn hopeless(refusal: &VoteRefusal) -> Campaign {
-    Campaign::Hopeless { wait: refusal.left().unwrap_or_default(), reason: refusal.to_string() }
+fn lost(refusal: &VoteRefusal) -> Campaign {
+    Campaign::Lost { voted: false, wait: refusal.left().unwrap_or_default(), reason: refusal.to_string() }
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -508,6 +529,7 @@ fn follow(raft: &Raft, machine: &Machine, me: NodeId, tasks: &TaskTracker) -> wa
     tasks.spawn(async move {
         loop {
             let ended = tokio::select! {
+                biased;
                 changed = metrics.changed() => changed.is_err(),
                 changed = applied.changed() => changed.is_err(),
                 () = sender.closed() => return,

@@ -105,6 +105,7 @@ impl LeaseLoop {
                 tick.reset();
             }
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 _ = tick.tick() => if let Some(state) = &mut state {
                     self.ask(state, &sender);

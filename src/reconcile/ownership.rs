@@ -107,6 +107,7 @@ impl OwnershipLoop {
                 }
             };
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = sleep => {}
                 Ok(()) = role.changed() => {}
