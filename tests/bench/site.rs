@@ -162,7 +162,7 @@ impl Site {
         let mut words = String::new();
         for (n, device) in self.devices.iter().enumerate() {
             let log = fs::read_to_string(self.log(n)).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().rev().take(12).collect();
+            let lines: Vec<&str> = log.lines().rev().take(20).collect();
             words += &format!("--- {}\n", device.id);
             lines.iter().rev().for_each(|line| words += &format!("{line}\n"));
         }

@@ -65,6 +65,9 @@ impl Fault {
     }
 }
 
+/// From here on a trial is slow enough that the sidecars' logs are worth reading.
+const SLOW: Duration = Duration::from_millis(1000);
+
 /// What one trial measured.
 struct Gap {
     from_fault: Duration,
@@ -119,6 +122,10 @@ async fn measure(faults: &[Fault]) -> Result<bool> {
             let gap = trial(&mut site, &mut tape, *fault, &mut dice)
                 .await
                 .with_context(|| format!("trial {n}, {}\n{}", fault.name(), site.last_words()))?;
+            if gap.from_last_tick > SLOW {
+                let words = site.last_words();
+                eprintln!("trial {n}, {} took {}\n{words}", fault.name(), show(gap.from_last_tick));
+            }
             if BootClock.now().since(told) > Duration::from_secs(3) {
                 told = BootClock.now();
                 eprintln!("trial {n}/{trials}, {}: {}", fault.name(), show(gap.from_last_tick));
