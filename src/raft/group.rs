@@ -81,10 +81,15 @@ pub enum ProposeError {
 pub enum Campaign {
     /// This member leads now.
     Won,
-    /// Not elected; worth trying again after the pause.
-    Lost {
+    /// A majority would not have voted for this member, so it did not even ask.
+    Hopeless {
         /// For how long a majority will surely go on refusing.
         wait: Duration,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// It asked and was not elected.
+    Lost {
         /// Why, for the log.
         reason: String,
     },
@@ -347,23 +352,23 @@ impl Group {
         self.deference.until(self.roster.me.node_id())
     }
 
-    /// Campaigns once: own guard, pre-vote, vote. After `losses` in a row it asks the others for more time.
+    /// Campaigns once: own guard, pre-vote, vote. After `losses` lost votes in a row it asks the others for more time.
     /// Cancel-safe: whatever was begun is finished by itself.
     pub async fn campaign(&self, losses: u32) -> Campaign {
         if let Err(refusal) = self.guard.may_vote() {
-            return lost(&refusal);
+            return hopeless(&refusal);
         }
         // Own vote, a voter's vote, and both once more as committed: four writes, one after the other.
         let usual = self.roster.site.timing.hold() / 2 + self.log.slowest_write() * 4;
         let patience = (usual * 2u32.saturating_pow(losses.min(8))).min(PATIENCE_MAX);
         self.peers.expect(patience);
-        if let Err(lost) = self.pre_vote(patience).await {
-            return lost;
+        if let Err(hopeless) = self.pre_vote(patience).await {
+            return hopeless;
         }
         // From the ticket on nothing is promised to anybody, until Raft has put our own ballot above theirs.
         let ticket = match self.guard.begin_vote(None) {
             Ok(ticket) => ticket,
-            Err(refusal) => return lost(&refusal),
+            Err(refusal) => return hopeless(&refusal),
         };
         let raft = self.raft.clone();
         let begun = self.tasks.spawn(async move {
@@ -375,8 +380,8 @@ impl Group {
         });
         let term = match begun.await {
             Ok(Ok(term)) => term,
-            Ok(Err(e)) => return Campaign::Lost { wait: VOTE_LIMIT, reason: e.to_string() },
-            Err(e) => return Campaign::Lost { wait: VOTE_LIMIT, reason: e.to_string() },
+            Ok(Err(e)) => return Campaign::Lost { reason: e.to_string() },
+            Err(e) => return Campaign::Lost { reason: e.to_string() },
         };
         self.await_election(term).await
     }
@@ -396,13 +401,13 @@ impl Group {
                     }
                     if role.ballot > (Ballot { term, node: me }) {
                         let reason = format!("{} was faster", role.ballot);
-                        return Campaign::Lost { wait: Duration::ZERO, reason };
+                        return Campaign::Lost { reason };
                     }
                 }
                 {
                     let (of, count, why) = &*rejections.borrow_and_update();
                     if *of == term && *count > bearable {
-                        return Campaign::Lost { wait: Duration::ZERO, reason: why.clone() };
+                        return Campaign::Lost { reason: why.clone() };
                     }
                 }
                 tokio::select! {
@@ -410,9 +415,9 @@ impl Group {
                     changed = rejections.changed() => if changed.is_err() { break },
                 }
             }
-            Campaign::Lost { wait: VOTE_LIMIT, reason: "consensus has stopped".into() }
+            Campaign::Lost { reason: "consensus has stopped".into() }
         };
-        let late = Campaign::Lost { wait: Duration::ZERO, reason: "no majority answered in time".into() };
+        let late = Campaign::Lost { reason: "no majority answered in time".into() };
         tokio::time::timeout(VOTE_LIMIT, work).await.unwrap_or(late)
     }
 
@@ -430,7 +435,7 @@ impl Group {
         };
         // One's own vote is not promised to two candidates either.
         if let Err(left) = self.deference.give_way(me, patience) {
-            return Err(Campaign::Lost { wait: left, reason: "another candidate was first".into() });
+            return Err(Campaign::Hopeless { wait: left, reason: "another candidate was first".into() });
         }
         let (sender, mut answers) = mpsc::unbounded_channel();
         for (_, peer) in self.peers.iter() {
@@ -449,7 +454,7 @@ impl Group {
                     let wait = waits.get(needed - yes - 1).copied().unwrap_or(Duration::ZERO);
                     let reason =
                         if reasons.is_empty() { "nobody answered".into() } else { reasons.join("; ") };
-                    return Err(Campaign::Lost { wait, reason });
+                    return Err(Campaign::Hopeless { wait, reason });
                 }
                 Some(Ok(reply)) if reply.would_grant => yes += 1,
                 Some(Ok(reply)) => {
@@ -470,8 +475,8 @@ impl Group {
     }
 }
 
-fn lost(refusal: &VoteRefusal) -> Campaign {
-    Campaign::Lost { wait: refusal.left().unwrap_or_default(), reason: refusal.to_string() }
+fn hopeless(refusal: &VoteRefusal) -> Campaign {
+    Campaign::Hopeless { wait: refusal.left().unwrap_or_default(), reason: refusal.to_string() }
 }
 
 fn micros(duration: Duration) -> u64 {

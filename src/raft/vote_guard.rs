@@ -143,14 +143,16 @@ impl Guard {
             return Err(PromiseRefusal::Higher { seen: self.highest });
         }
         self.highest = to;
-        let until = now + asked.max(self.refusal);
-        // Renewed by the same leader it never gets shorter; a new leader was elected only after the old promise
-        // had ended for a quorum, so its promise replaces the old one.
-        let until = match self.promise {
-            Some(old) if old.to == to && old.epoch == epoch => until.max(old.until),
-            _ => until,
-        };
-        self.promise = Some(Promise { to, epoch, until });
+        let fresh = Promise { to, epoch, until: now + asked.max(self.refusal) };
+        self.promise = Some(match self.promise {
+            // From the same leader it only grows. A question for an earlier ownership may have been overtaken by one
+            // for a later: taken at its word, the receipt for the earlier would lift what was promised to the later.
+            Some(old) if old.to == to => {
+                Promise { to, epoch: fresh.epoch.max(old.epoch), until: fresh.until.max(old.until) }
+            }
+            // A new leader was elected only after the old promise had ended for a quorum.
+            _ => fresh,
+        });
         Ok(())
     }
 

@@ -41,7 +41,7 @@ pub struct CandidacyLoop {
 struct Turns {
     /// The receipt seen last, and until when its named successor goes first.
     release: Option<(Epoch, Moment)>,
-    /// Elections lost in a row.
+    /// Votes lost in a row.
     losses: u32,
 }
 
@@ -129,13 +129,21 @@ impl CandidacyLoop {
                 tracing::info!("this device leads the group");
                 turns.losses = 0;
             }
-            Campaign::Lost { wait, reason } => {
+            Campaign::Hopeless { wait, reason } => {
+                tracing::debug!(reason, "not worth campaigning");
+                self.pause(wait, turns.losses).await;
+            }
+            Campaign::Lost { reason } => {
                 tracing::debug!(reason, "not elected");
                 turns.losses += 1;
-                let spread = self.group.roster().site.timing.stagger() * (1 << turns.losses.min(4));
-                let pause = wait + self.dice.up_to(spread);
-                tokio::time::sleep(pause).await;
+                self.pause(Duration::ZERO, turns.losses).await;
             }
         }
+    }
+
+    async fn pause(&mut self, wait: Duration, losses: u32) {
+        let spread = self.group.roster().site.timing.stagger() * (2 << losses.min(3));
+        let pause = wait + self.dice.up_to(spread);
+        tokio::time::sleep(pause).await;
     }
 }

@@ -1,6 +1,6 @@
 //! The real disk: sled, made durable and checked.
 //!
-//! sled 0.34's `flush()` ends in `sync_file_range(2)`, which a power cut undoes, so [`durable`] adds the sync that
+//! sled 0.34's `flush()` ends in `sync_file_range(2)`, which a power cut undoes, so `durable()` adds the sync that
 //! counts. One flipped bit can make sled open an older state without an error, so every value carries a CRC over its
 //! key and content, the log must be without gaps, and the whole is compared with the [`MarkFile`] on open.
 //!
