@@ -434,37 +434,70 @@ impl Group {
             patience_us: micros(patience),
         };
         // One's own vote is not promised to two candidates either.
-        if let Err(left) = self.deference.give_way(me, patience) {
+        if let Err(left) = self.deference.stand(me, patience) {
             return Err(Campaign::Hopeless { wait: left, reason: "another candidate was first".into() });
         }
         let (sender, mut answers) = mpsc::unbounded_channel();
-        for (_, peer) in self.peers.iter() {
+        let (short, again) = (site.timing.stagger(), Duration::from_millis(1));
+        for (node, peer) in self.peers.iter() {
             let (peer, message, sender) = (peer.clone(), message, sender.clone());
             self.tasks.spawn(async move {
-                let _ = sender.send(peer.pre_vote(message, limit).await);
+                let ask = async {
+                    let first = peer.pre_vote(message, limit).await;
+                    match &first {
+                        // Promises do not end everywhere in the same millisecond. To give up for that, and to come
+                        // back later, would be to come back in the next candidate's turn.
+                        Ok(reply) if !reply.would_grant && (1..micros(short)).contains(&reply.wait_us) => {
+                            tokio::time::sleep(Duration::from_micros(reply.wait_us) + again).await;
+                            peer.pre_vote(message, limit).await
+                        }
+                        _ => first,
+                    }
+                };
+                let _ = sender.send((node, ask.await));
             });
         }
         drop(sender);
-        let (mut yes, mut waits, mut reasons) = (0, Vec::new(), Vec::new());
-        while yes < needed {
+        let (mut granted, mut waits, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
+        while granted.len() < needed {
             match answers.recv().await {
                 None => {
                     // The majority becomes possible when enough of those who refuse for a time have had it.
                     waits.sort_unstable();
-                    let wait = waits.get(needed - yes - 1).copied().unwrap_or(Duration::ZERO);
+                    let wait = waits.get(needed - granted.len() - 1).copied().unwrap_or(Duration::ZERO);
                     let reason =
                         if reasons.is_empty() { "nobody answered".into() } else { reasons.join("; ") };
+                    self.give_turn_back(message, granted);
                     return Err(Campaign::Hopeless { wait, reason });
                 }
-                Some(Ok(reply)) if reply.would_grant => yes += 1,
-                Some(Ok(reply)) => {
+                Some((node, Ok(reply))) if reply.would_grant => granted.push(node),
+                Some((_, Ok(reply))) => {
                     waits.push(Duration::from_micros(reply.wait_us));
                     reasons.push(reply.reason);
                 }
-                Some(Err(_)) => {}
+                Some((_, Err(_))) => {}
             }
         }
+        if !self.deference.encouraged(me) {
+            self.give_turn_back(message, granted);
+            let reason = "it has given way to another candidate".into();
+            return Err(Campaign::Hopeless { wait: Duration::ZERO, reason });
+        }
         Ok(())
+    }
+
+    /// After a pre-vote that failed: nobody needs to give way to this member any longer.
+    fn give_turn_back(&self, asked: proto::VoteRequest, granted: Vec<NodeId>) {
+        self.deference.release(self.roster.me.node_id());
+        let limit = self.roster.site.timing.hold();
+        // The same question, for no time at all. If it is lost, the turn ends by itself a little later.
+        let message = proto::VoteRequest { patience_us: 0, ..asked };
+        for peer in granted.into_iter().filter_map(|node| self.peers.get(node)) {
+            let peer = peer.clone();
+            self.tasks.spawn(async move {
+                let _ = peer.pre_vote(message, limit).await;
+            });
+        }
     }
 
     /// Stops Raft. Calls after this fail.
