@@ -4,8 +4,9 @@
 //! gives way to that candidate for as long as the candidate says that it needs: meanwhile it neither campaigns nor
 //! encourages anybody else. This is courtesy, not safety: it is never asked whether a vote may be given.
 //!
-//! A candidate whose pre-vote fails gives its turn back at once, here and at whoever gave way to it. Otherwise a few
-//! members with old logs that give way to each other would keep out the only one that can be elected.
+//! Two candidates that stand at the same moment must not refuse each other and both come to nothing: as long as neither
+//! has its majority, the one with the higher number yields. And a candidate whose pre-vote fails gives its turn back at
+//! once, here and at whoever gave way to it.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -24,7 +25,15 @@ pub(crate) const PATIENCE_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(crate) struct Deference {
     clock: Arc<dyn Clock>,
-    to: Arc<Mutex<Option<(NodeId, Moment)>>>,
+    to: Arc<Mutex<Option<Turn>>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    of: NodeId,
+    until: Moment,
+    /// This member's own candidacy, and a majority has not encouraged it yet.
+    asking: bool,
 }
 
 impl Deference {
@@ -37,29 +46,59 @@ impl Deference {
     /// # Errors
     /// How long the other's turn still lasts.
     pub(crate) fn give_way(&self, candidate: NodeId, patience: Duration) -> Result<(), Duration> {
+        self.take(candidate, patience, false)
+    }
+
+    /// Begins the own candidacy, unless it is another's turn.
+    ///
+    /// # Errors
+    /// How long the other's turn still lasts.
+    pub(crate) fn stand(&self, me: NodeId, patience: Duration) -> Result<(), Duration> {
+        self.take(me, patience, true)
+    }
+
+    fn take(&self, candidate: NodeId, patience: Duration, asking: bool) -> Result<(), Duration> {
         let now = self.clock.now();
-        let mut to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut to = self.lock();
         match *to {
-            Some((other, until)) if other != candidate && until > now => Err(until.since(now)),
+            Some(turn)
+                if turn.of != candidate && turn.until > now && !(turn.asking && candidate < turn.of) =>
+            {
+                Err(turn.until.since(now))
+            }
             _ => {
-                *to = Some((candidate, now + patience.min(PATIENCE_MAX)));
+                *to = Some(Turn { of: candidate, until: now + patience.min(PATIENCE_MAX), asking });
                 Ok(())
             }
         }
     }
 
+    /// A majority encourages the own candidacy. False if this member has given way to another meanwhile.
+    pub(crate) fn encouraged(&self, me: NodeId) -> bool {
+        match self.lock().as_mut() {
+            Some(turn) if turn.of == me => {
+                turn.asking = false;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// It is no longer the turn of `candidate`, if it was.
     pub(crate) fn release(&self, candidate: NodeId) {
-        let mut to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
-        if to.is_some_and(|(holder, _)| holder == candidate) {
+        let mut to = self.lock();
+        if to.is_some_and(|turn| turn.of == candidate) {
             *to = None;
         }
     }
 
     /// Until when this member should not campaign itself.
     pub(crate) fn until(&self, me: NodeId) -> Option<Moment> {
-        let to = self.to.lock().unwrap_or_else(PoisonError::into_inner);
-        to.filter(|(candidate, _)| *candidate != me).map(|(_, until)| until)
+        self.lock().filter(|turn| turn.of != me).map(|turn| turn.until)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Turn>> {
+        self.to.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -68,16 +107,43 @@ mod tests {
     use super::*;
     use crate::clock::BootClock;
 
+    const LONG: Duration = PATIENCE_MAX;
+
     #[test]
     fn a_turn_lasts_until_it_is_given_back() {
         let deference = Deference::new(Arc::new(BootClock));
         let (first, second) = (NodeId(1), NodeId(2));
-        deference.give_way(first, PATIENCE_MAX).expect("nobody was first");
-        deference.give_way(second, PATIENCE_MAX).expect_err("it is another's turn");
-        assert!(deference.until(second).is_some() && deference.until(first).is_none());
-        deference.release(second);
-        deference.give_way(second, PATIENCE_MAX).expect_err("only the holder gives it back");
+        deference.give_way(second, LONG).expect("nobody was first");
+        deference.give_way(first, LONG).expect_err("it is another's turn");
+        assert!(deference.until(first).is_some() && deference.until(second).is_none());
         deference.release(first);
-        deference.give_way(second, PATIENCE_MAX).expect("it was given back");
+        deference.give_way(first, LONG).expect_err("only the holder gives it back");
+        deference.release(second);
+        deference.give_way(first, LONG).expect("it was given back");
+    }
+
+    #[test]
+    fn of_two_that_stand_at_once_exactly_one_goes_on() {
+        let (low, high) = (NodeId(1), NodeId(2));
+        let (a, b) = (Deference::new(Arc::new(BootClock)), Deference::new(Arc::new(BootClock)));
+        a.stand(low, LONG).expect("free");
+        b.stand(high, LONG).expect("free");
+        // Whichever question arrives first.
+        a.give_way(high, LONG).expect_err("it asks itself, and goes first");
+        b.give_way(low, LONG).expect("it asks itself, and yields");
+        assert!(a.encouraged(low));
+        assert!(!b.encouraged(high), "it has given its own vote away");
+        assert!(b.until(high).is_some());
+    }
+
+    #[test]
+    fn an_encouraged_candidate_yields_to_nobody() {
+        let (low, high) = (NodeId(1), NodeId(2));
+        let deference = Deference::new(Arc::new(BootClock));
+        deference.stand(high, LONG).expect("free");
+        assert!(deference.encouraged(high));
+        deference.give_way(low, LONG).expect_err("an election is under way");
+        deference.release(high);
+        assert!(!deference.encouraged(high), "a turn that was given back does not return");
     }
 }

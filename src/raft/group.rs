@@ -81,12 +81,15 @@ pub enum ProposeError {
 pub enum Campaign {
     /// This member leads now.
     Won,
-    /// Not elected; worth trying again after the pause.
-    Lost {
-        /// Whether it came to votes: then it may have failed only for lack of time.
-        voted: bool,
+    /// A majority would not have voted for this member, so it did not even ask.
+    Hopeless {
         /// For how long a majority will surely go on refusing.
         wait: Duration,
+        /// Why, for the log.
+        reason: String,
+    },
+    /// It asked and was not elected.
+    Lost {
         /// Why, for the log.
         reason: String,
     },
@@ -349,23 +352,23 @@ impl Group {
         self.deference.until(self.roster.me.node_id())
     }
 
-    /// Campaigns once: own guard, pre-vote, vote. After `losses` votes in a row it asks the others for more time.
+    /// Campaigns once: own guard, pre-vote, vote. After `losses` lost votes in a row it asks the others for more time.
     /// Cancel-safe: whatever was begun is finished by itself.
     pub async fn campaign(&self, losses: u32) -> Campaign {
         if let Err(refusal) = self.guard.may_vote() {
-            return lost(&refusal);
+            return hopeless(&refusal);
         }
         // Own vote, a voter's vote, and both once more as committed: four writes, one after the other.
         let usual = self.roster.site.timing.hold() / 2 + self.log.slowest_write() * 4;
         let patience = (usual * 2u32.saturating_pow(losses.min(8))).min(PATIENCE_MAX);
         self.peers.expect(patience);
-        if let Err(lost) = self.pre_vote(patience).await {
-            return lost;
+        if let Err(hopeless) = self.pre_vote(patience).await {
+            return hopeless;
         }
         // From the ticket on nothing is promised to anybody, until Raft has put our own ballot above theirs.
         let ticket = match self.guard.begin_vote(None) {
             Ok(ticket) => ticket,
-            Err(refusal) => return lost(&refusal),
+            Err(refusal) => return hopeless(&refusal),
         };
         let raft = self.raft.clone();
         let begun = self.tasks.spawn(async move {
@@ -377,8 +380,8 @@ impl Group {
         });
         let term = match begun.await {
             Ok(Ok(term)) => term,
-            Ok(Err(e)) => return Campaign::Lost { voted: true, wait: VOTE_LIMIT, reason: e.to_string() },
-            Err(e) => return Campaign::Lost { voted: true, wait: VOTE_LIMIT, reason: e.to_string() },
+            Ok(Err(e)) => return Campaign::Lost { reason: e.to_string() },
+            Err(e) => return Campaign::Lost { reason: e.to_string() },
         };
         self.await_election(term).await
     }
@@ -398,13 +401,13 @@ impl Group {
                     }
                     if role.ballot > (Ballot { term, node: me }) {
                         let reason = format!("{} was faster", role.ballot);
-                        return Campaign::Lost { voted: true, wait: Duration::ZERO, reason };
+                        return Campaign::Lost { reason };
                     }
                 }
                 {
                     let (of, count, why) = &*rejections.borrow_and_update();
                     if *of == term && *count > bearable {
-                        return Campaign::Lost { voted: true, wait: Duration::ZERO, reason: why.clone() };
+                        return Campaign::Lost { reason: why.clone() };
                     }
                 }
                 tokio::select! {
@@ -413,13 +416,9 @@ impl Group {
                     changed = rejections.changed() => if changed.is_err() { break },
                 }
             }
-            Campaign::Lost { voted: true, wait: VOTE_LIMIT, reason: "consensus has stopped".into() }
+            Campaign::Lost { reason: "consensus has stopped".into() }
         };
-        let late = Campaign::Lost {
-            voted: true,
-            wait: Duration::ZERO,
-            reason: "no majority answered in time".into(),
-        };
+        let late = Campaign::Lost { reason: "no majority answered in time".into() };
         tokio::time::timeout(VOTE_LIMIT, work).await.unwrap_or(late)
     }
 
@@ -436,18 +435,27 @@ impl Group {
             patience_us: micros(patience),
         };
         // One's own vote is not promised to two candidates either.
-        if let Err(left) = self.deference.give_way(me, patience) {
-            return Err(Campaign::Lost {
-                voted: false,
-                wait: left,
-                reason: "another candidate was first".into(),
-            });
+        if let Err(left) = self.deference.stand(me, patience) {
+            return Err(Campaign::Hopeless { wait: left, reason: "another candidate was first".into() });
         }
         let (sender, mut answers) = mpsc::unbounded_channel();
+        let (short, again) = (site.timing.stagger(), Duration::from_millis(1));
         for (node, peer) in self.peers.iter() {
             let (peer, message, sender) = (peer.clone(), message, sender.clone());
             self.tasks.spawn(async move {
-                let _ = sender.send((node, peer.pre_vote(message, limit).await));
+                let ask = async {
+                    let first = peer.pre_vote(message, limit).await;
+                    match &first {
+                        // Promises do not end everywhere in the same millisecond. To give up for that, and to come
+                        // back later, would be to come back in the next candidate's turn.
+                        Ok(reply) if !reply.would_grant && (1..micros(short)).contains(&reply.wait_us) => {
+                            tokio::time::sleep(Duration::from_micros(reply.wait_us) + again).await;
+                            peer.pre_vote(message, limit).await
+                        }
+                        _ => first,
+                    }
+                };
+                let _ = sender.send((node, ask.await));
             });
         }
         drop(sender);
@@ -461,7 +469,7 @@ impl Group {
                     let reason =
                         if reasons.is_empty() { "nobody answered".into() } else { reasons.join("; ") };
                     self.give_turn_back(message, granted);
-                    return Err(Campaign::Lost { voted: false, wait, reason });
+                    return Err(Campaign::Hopeless { wait, reason });
                 }
                 Some((node, Ok(reply))) if reply.would_grant => granted.push(node),
                 Some((_, Ok(reply))) => {
@@ -470,6 +478,11 @@ impl Group {
                 }
                 Some((_, Err(_))) => {}
             }
+        }
+        if !self.deference.encouraged(me) {
+            self.give_turn_back(message, granted);
+            let reason = "it has given way to another candidate".into();
+            return Err(Campaign::Hopeless { wait: Duration::ZERO, reason });
         }
         Ok(())
     }
@@ -496,8 +509,8 @@ impl Group {
     }
 }
 
-fn lost(refusal: &VoteRefusal) -> Campaign {
-    Campaign::Lost { voted: false, wait: refusal.left().unwrap_or_default(), reason: refusal.to_string() }
+fn hopeless(refusal: &VoteRefusal) -> Campaign {
+    Campaign::Hopeless { wait: refusal.left().unwrap_or_default(), reason: refusal.to_string() }
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -529,7 +542,6 @@ fn follow(raft: &Raft, machine: &Machine, me: NodeId, tasks: &TaskTracker) -> wa
     tasks.spawn(async move {
         loop {
             let ended = tokio::select! {
-                biased;
                 changed = metrics.changed() => changed.is_err(),
                 changed = applied.changed() => changed.is_err(),
                 () = sender.closed() => return,

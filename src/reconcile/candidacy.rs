@@ -41,10 +41,8 @@ pub struct CandidacyLoop {
 struct Turns {
     /// The receipt seen last, and until when its named successor goes first.
     release: Option<(Epoch, Moment)>,
-    /// Candidacies lost in a row.
+    /// Votes lost in a row.
     losses: u32,
-    /// Of these, the ones that came to votes. Only they are a reason to ask the others for more time.
-    votes_lost: u32,
 }
 
 impl CandidacyLoop {
@@ -127,19 +125,26 @@ impl CandidacyLoop {
 
     async fn campaign(&mut self, turns: &mut Turns) {
         self.elections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        match self.group.campaign(turns.votes_lost).await {
+        match self.group.campaign(turns.losses).await {
             Campaign::Won => {
                 tracing::info!("this device leads the group");
-                (turns.losses, turns.votes_lost) = (0, 0);
+                turns.losses = 0;
             }
-            Campaign::Lost { voted, wait, reason } => {
+            Campaign::Hopeless { wait, reason } => {
+                tracing::debug!(reason, "not worth campaigning");
+                self.pause(wait, turns.losses).await;
+            }
+            Campaign::Lost { reason } => {
                 tracing::debug!(reason, "not elected");
                 turns.losses += 1;
-                turns.votes_lost += u32::from(voted);
-                let spread = self.group.roster().site.timing.stagger() * (1 << turns.losses.min(4));
-                let pause = wait + self.dice.up_to(spread);
-                tokio::time::sleep(pause).await;
+                self.pause(Duration::ZERO, turns.losses).await;
             }
         }
+    }
+
+    async fn pause(&mut self, wait: Duration, losses: u32) {
+        let spread = self.group.roster().site.timing.stagger() * (2 << losses.min(3));
+        let pause = wait + self.dice.up_to(spread);
+        tokio::time::sleep(pause).await;
     }
 }

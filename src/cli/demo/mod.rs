@@ -4,6 +4,7 @@
 //! dies; the hub comes back; a planned handover. Gaps and overlaps come from the workload's own tick records on the
 //! boot clock, not from what the sidecars believe. The demo only looks and breaks; it never helps.
 
+mod processes;
 mod site;
 mod tell;
 

@@ -6,13 +6,13 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
     time::Duration,
 };
 
+use rustix::process::Signal;
 use serde::Deserialize;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -20,6 +20,7 @@ use tokio::{
     process::{Child, Command},
 };
 
+use super::processes::{descendants, free_ports, signal, tied, toml_text};
 use crate::{
     clock::{BootClock, Clock},
     control::proto::{GetStatusRequest, TransferRequest, control_client::ControlClient},
@@ -125,10 +126,7 @@ impl DemoSite {
         #[expect(clippy::disallowed_methods, reason = "the demo's children are real processes")]
         let mut command = Command::new(&self.own);
         command
-            .arg("fencer-exec")
-            .arg(std::process::id().to_string())
-            .arg("")
-            .arg(&self.own)
+            .args(tied(&self.own))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -201,7 +199,7 @@ impl DemoSite {
         let mut victims = descendants(pid);
         victims.insert(0, pid);
         for pid in victims {
-            kill(pid);
+            signal(pid, Signal::KILL);
         }
         self.devices[n].child = None;
     }
@@ -209,7 +207,7 @@ impl DemoSite {
     /// Kills the sidecar alone.
     pub(super) fn kill_sidecar(&mut self, n: usize) {
         if let Some(pid) = self.devices[n].child.as_ref().and_then(Child::id) {
-            kill(pid);
+            signal(pid, Signal::KILL);
         }
         self.devices[n].child = None;
     }
@@ -381,10 +379,8 @@ impl DemoSite {
     pub(super) async fn tear_down(&mut self) {
         let mut children: Vec<Child> = self.devices.iter_mut().filter_map(|d| d.child.take()).collect();
         for child in &children {
-            let pid = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()));
-            if let Some(pid) = pid {
-                // It may have ended by itself.
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            if let Some(pid) = child.id() {
+                signal(pid, Signal::TERM);
             }
         }
         let all = async {
@@ -402,45 +398,4 @@ impl DemoSite {
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
-}
-
-fn kill(pid: u32) {
-    if let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed()) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    }
-}
-
-/// All processes below this one, by /proc.
-fn descendants(root: u32) -> Vec<u32> {
-    let mut parents = BTreeMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        // The name in brackets may hold anything; the parent is the second word behind it.
-        let parent = stat
-            .rsplit_once(')')
-            .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(1)?.parse::<u32>().ok());
-        parents.extend(parent.map(|parent| (pid, parent)));
-    }
-    let mut found = vec![root];
-    let mut at = 0;
-    while let Some(parent) = found.get(at).copied() {
-        found.extend(parents.iter().filter(|(_, p)| **p == parent).map(|(pid, _)| *pid));
-        at += 1;
-    }
-    found.split_off(1)
-}
-
-/// Ports that were free a moment ago, all different.
-fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
-    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let held: Vec<TcpListener> = (0..count).map(bind).collect::<Result<_, _>>()?;
-    held.iter().map(|l| Ok(l.local_addr()?.port())).collect()
-}
-
-fn toml_text(path: &Path) -> String {
-    // A JSON string is a TOML basic string.
-    serde_json::Value::from(path.display().to_string()).to_string()
 }
