@@ -218,7 +218,8 @@ fn decisions_are_pure() {
                 assert!(PURE.contains(&word(path).as_str()), "{}: {line}", source.path);
             }
         }
-        for found in ["tokio", "std::fs", "std::env", "std::net", "std::thread", "async fn", "std::time::Instant"]
+        for found in
+            ["tokio", "std::fs", "std::env", "std::net", "std::thread", "async fn", "std::time::Instant"]
         {
             assert!(!source.code.contains(found), "{} contains {found}", source.path);
         }

@@ -6,10 +6,10 @@
 mod cli;
 /// One suite per door, against each implementation of it.
 mod conformance;
-/// The HTTP and gRPC faces over real sockets, and the commands that ask them.
-mod faces;
 /// What is acknowledged is on the disk: the store under strace.
 mod durability;
+/// The HTTP and gRPC faces over real sockets, and the commands that ask them.
+mod faces;
 /// Imports only go down; libraries stay in their rooms.
 mod floors;
 /// Real processes: the fencer and its workload, SIGKILL, SIGSTOP, orphans.

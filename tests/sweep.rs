@@ -46,7 +46,13 @@ impl Trial {
             refresh: S * 5,
             ..Setup::default()
         };
-        Trial { stage: Stage::new(setup), dice, up: vec![true; devices], leaving: vec![false; devices], told: Vec::new() }
+        Trial {
+            stage: Stage::new(setup),
+            dice,
+            up: vec![true; devices],
+            leaving: vec![false; devices],
+            told: Vec::new(),
+        }
     }
 
     fn device(&mut self) -> usize {

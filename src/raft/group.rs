@@ -415,7 +415,11 @@ impl Group {
             }
             Campaign::Lost { voted: true, wait: VOTE_LIMIT, reason: "consensus has stopped".into() }
         };
-        let late = Campaign::Lost { voted: true, wait: Duration::ZERO, reason: "no majority answered in time".into() };
+        let late = Campaign::Lost {
+            voted: true,
+            wait: Duration::ZERO,
+            reason: "no majority answered in time".into(),
+        };
         tokio::time::timeout(VOTE_LIMIT, work).await.unwrap_or(late)
     }
 
@@ -433,7 +437,11 @@ impl Group {
         };
         // One's own vote is not promised to two candidates either.
         if let Err(left) = self.deference.give_way(me, patience) {
-            return Err(Campaign::Lost { voted: false, wait: left, reason: "another candidate was first".into() });
+            return Err(Campaign::Lost {
+                voted: false,
+                wait: left,
+                reason: "another candidate was first".into(),
+            });
         }
         let (sender, mut answers) = mpsc::unbounded_channel();
         for (node, peer) in self.peers.iter() {
@@ -496,6 +504,15 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// A leader has caught up once an entry of its own term is applied: everything that was committed before it came before.
+fn standing(leads: bool, applied_by: (u64, u64), own: Ballot) -> Standing {
+    match (leads, applied_by == (own.term, own.node.0)) {
+        (false, _) => Standing::Follower,
+        (true, false) => Standing::NewLeader,
+        (true, true) => Standing::Leader,
+    }
+}
+
 /// Turns openraft's metrics and the applied record into a [`Role`].
 fn follow(raft: &Raft, machine: &Machine, me: NodeId, tasks: &TaskTracker) -> watch::Receiver<Role> {
     let mut metrics = raft.metrics();
@@ -503,11 +520,7 @@ fn follow(raft: &Raft, machine: &Machine, me: NodeId, tasks: &TaskTracker) -> wa
     let read = move |metrics: &types::Metrics, applied: &Applied| {
         let ballot = types::ballot(&metrics.vote);
         let leads = metrics.state == ServerState::Leader && metrics.vote.committed && ballot.node == me;
-        let standing = match (leads, applied.by == (ballot.term, me.0)) {
-            (false, _) => Standing::Follower,
-            (true, false) => Standing::NewLeader,
-            (true, true) => Standing::Leader,
-        };
+        let standing = standing(leads, applied.by, ballot);
         let voters = metrics.membership_config.membership().get_joint_config();
         Role {
             standing,
@@ -538,4 +551,19 @@ fn follow(raft: &Raft, machine: &Machine, me: NodeId, tasks: &TaskTracker) -> wa
         }
     });
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_is_new_until_an_entry_of_its_own_term_is_applied() {
+        let own = Ballot { term: 4, node: NodeId(2) };
+        for before in [(0, 0), (3, 2), (3, 1)] {
+            assert_eq!(standing(true, before, own), Standing::NewLeader, "{before:?}");
+        }
+        assert_eq!(standing(true, (4, 2), own), Standing::Leader);
+        assert_eq!(standing(false, (4, 2), own), Standing::Follower);
+    }
 }

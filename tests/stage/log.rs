@@ -21,7 +21,8 @@ pub fn if_asked() {
     if std::env::var_os("QUORATE_STAGE_LOG").is_none() {
         return;
     }
-    let only = Targets::new().with_target("quorate", LevelFilter::DEBUG).with_target("turmoil", LevelFilter::INFO);
+    let only =
+        Targets::new().with_target("quorate", LevelFilter::DEBUG).with_target("turmoil", LevelFilter::INFO);
     let layer = tracing_subscriber::fmt::layer().with_timer(SimulatedTime).with_ansi(false).with_filter(only);
     // Of several stages in one run the first has set it up.
     let _ = tracing_subscriber::registry().with(layer).try_init();

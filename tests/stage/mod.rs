@@ -178,9 +178,12 @@ impl Stage {
         let mut dice = Dice::new(setup.seed);
         let mut devices = Vec::new();
         let ids: Vec<DeviceId> = site.members.iter().map(|m| m.device.clone()).collect();
-        let hub_clock =
-            SimClock { offset: Duration::ZERO, rate_ppm: 0, wall_ms: Arc::new(Mutex::new(1_800_000_000_000)) };
-        let hub = SiteHub::new(Arc::new(hub_clock), &ids, &mut Dice::new(setup.seed ^ 0x6875_62));
+        let hub_clock = SimClock {
+            offset: Duration::ZERO,
+            rate_ppm: 0,
+            wall_ms: Arc::new(Mutex::new(1_800_000_000_000)),
+        };
+        let hub = SiteHub::new(Arc::new(hub_clock), &ids, &mut Dice::new(setup.seed ^ 0x0068_7562));
         let refresh = setup.refresh;
         for n in 0..setup.devices {
             let wall_ms = Arc::new(Mutex::new(1_800_000_000_000));
@@ -210,7 +213,8 @@ impl Stage {
             });
             devices.push(device);
         }
-        let mut stage = Stage { sim, site, devices, ledger, hub, seed: setup.seed, checked: Checked::default() };
+        let mut stage =
+            Stage { sim, site, devices, ledger, hub, seed: setup.seed, checked: Checked::default() };
         for n in setup.absent {
             stage.crash(n);
         }
@@ -248,7 +252,11 @@ impl Stage {
         if std::mem::replace(&mut self.checked.ledger, version) != version
             && let Some(broken) = self.ledger.broken()
         {
-            panic!("seed {}: two workloads overlap, or an epoch came back: {broken}\n{}", self.seed, self.ledger.tell());
+            panic!(
+                "seed {}: two workloads overlap, or an epoch came back: {broken}\n{}",
+                self.seed,
+                self.ledger.tell()
+            );
         }
         for n in 0..self.devices.len() {
             self.check_record(n);
@@ -346,6 +354,13 @@ impl Stage {
         }
     }
 
+    /// Makes messages between a device and all others slow.
+    pub fn slow_links(&mut self, n: usize, latency: Duration) {
+        for other in (0..self.devices.len()).filter(|o| *o != n) {
+            self.sim.set_link_latency(name(n), name(other), latency);
+        }
+    }
+
     /// Mends all links.
     pub fn heal(&mut self) {
         for a in 0..self.devices.len() {
@@ -401,13 +416,7 @@ fn first(site: &Site) -> (u64, bytes::Bytes) {
 }
 
 /// One life of one device.
-async fn life(
-    site: Site,
-    device: Device,
-    ledger: Ledger,
-    refresh: Duration,
-    seed: u64,
-) -> turmoil::Result {
+async fn life(site: Site, device: Device, ledger: Ledger, refresh: Duration, seed: u64) -> turmoil::Result {
     let lives = {
         let mut lives = device.lives.lock().unwrap_or_else(PoisonError::into_inner);
         *lives += 1;
