@@ -45,6 +45,9 @@ BUGS = [
     ("receipt-lifts-nothing", "src/raft/machine.rs", "Machine::publish",
      "self.guard.lift(released.epoch);", "let _ = released;",
      [("suite", "scenario::a_planned_handover")]),
+    ("late-question-hides-promise", GUARD, "Guard::promise",
+     "epoch.max(old.epoch)", "epoch.max(Epoch::ZERO)",
+     [("lib", "raft::vote_guard::tests::a_late_question_for_an_earlier_epoch_does_not_hide_the_promise_for_the_later")]),
     ("promise-below-the-vote", GUARD, "Guard::promise",
      "if to < self.highest {", "if to < self.highest && false {",
      [("lib", "raft::vote_guard::tests::promises_nothing_to_a_ballot_below_its_vote")]),
@@ -162,7 +165,7 @@ def copy():
 def run(tree, kind, test):
     which = ["--lib"] if kind == "lib" else ["--test", "suite"]
     command = ["cargo", "test", "-q", *which, "--", "--exact", test]
-    environment = dict(os.environ, CARGO_TARGET_DIR=str(WORK / "target"), RUST_BACKTRACE="0", RUSTFLAGS="-Awarnings")
+    environment = dict(os.environ, CARGO_TARGET_DIR=str(WORK / "target"), RUST_BACKTRACE="0")
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     out = done.stdout + done.stderr
     if re.search(r"^test result: ok\. 1 passed", out, re.M):

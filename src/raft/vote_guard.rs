@@ -144,6 +144,12 @@ impl Guard {
         }
         self.highest = to;
         let until = now + asked.max(self.refusal);
+        // A question for an earlier ownership of the same leader may arrive late. Its receipt may be known already, so
+        // it must not take the place of the promise for the later one.
+        let epoch = match self.promise {
+            Some(old) if old.to == to && epoch != Epoch::ZERO => epoch.max(old.epoch),
+            _ => epoch,
+        };
         // Renewed by the same leader it never gets shorter; a new leader was elected only after the old promise
         // had ended for a quorum, so its promise replaces the old one.
         let until = match self.promise {
