@@ -526,3 +526,36 @@ fn members_with_old_logs_give_way_to_the_one_that_can_win() {
     stage.heal();
     stage.until(6 * S, "the one with the newest log owns", |s| s.running() == Some(newest));
 }
+
+/// Answers that travel for long are worth what their questions were worth.
+#[test]
+fn the_owners_links_are_slow_and_then_cut() {
+    for seed in 1..=6 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        stage.slow_links(owner, 120 * MS);
+        stage.pass(3 * S + MS * 17 * u32::try_from(seed).expect("small"));
+        assert_eq!(stage.running(), Some(owner), "a slow network is no reason to move");
+        stage.isolate(owner);
+        another_runs(&mut stage, bound() + S, owner);
+        stage.pass(S);
+    }
+}
+
+/// A workload that not even KILL ends: its fencer gives no receipt, and its device must not help to elect another owner.
+#[test]
+fn a_workload_that_cannot_be_ended_keeps_its_device_from_voting() {
+    let (mut stage, owner) = running(Setup::default());
+    let (other, dead) = ((owner + 1) % 3, (owner + 2) % 3);
+    stage.ledger.stick(&stage.devices[owner].id, true);
+    stage.crash(dead);
+    stage.cut(owner, other);
+    stage.pass(5 * S);
+    // The other is alone and needs the vote of the device on which the workload still runs.
+    stage.heal();
+    stage.pass(5 * S);
+    assert_eq!(stage.running(), Some(owner));
+    assert_eq!(stage.epochs(), [1]);
+    stage.ledger.stick(&stage.devices[owner].id, false);
+    stage.pass(5 * S);
+    stage.someone_runs(3 * S);
+}

@@ -4,7 +4,7 @@
 //! grace, and takes its time to stop. Its fencer's behaviour without a sidecar is part of the model.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -35,6 +35,8 @@ struct Book {
     version: u64,
     /// After a sidecar's death: until when its workload lives on, in true time.
     orphans: BTreeMap<DeviceId, Duration>,
+    /// Devices whose workload cannot be ended now, as in an uninterruptible wait of the kernel.
+    stuck: BTreeSet<DeviceId>,
 }
 
 /// All runs of all devices. Clones share it.
@@ -63,6 +65,20 @@ impl Ledger {
         for run in book.runs.iter_mut().filter(|r| r.device == *device && r.to.is_none()) {
             run.to = Some(at);
         }
+    }
+
+    /// From now on the device's workload cannot be ended, or can be again.
+    pub fn stick(&self, device: &DeviceId, stuck: bool) {
+        let mut book = self.book();
+        if stuck {
+            book.stuck.insert(device.clone());
+        } else {
+            book.stuck.remove(device);
+        }
+    }
+
+    fn is_stuck(&self, device: &DeviceId) -> bool {
+        self.book().stuck.contains(device)
     }
 
     /// The device is without power from now on.
@@ -213,6 +229,9 @@ impl Workload for SimWorkload {
                             break;
                         }
                     }
+                }
+                while ledger.is_stuck(&device) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 ledger.end(&device, now());
                 observed.send_replace(Observed::Stopped);

@@ -183,7 +183,7 @@ impl Stage {
             rate_ppm: 0,
             wall_ms: Arc::new(Mutex::new(1_800_000_000_000)),
         };
-        let hub = SiteHub::new(Arc::new(hub_clock), &ids, &mut Dice::new(setup.seed ^ 0x6875_62));
+        let hub = SiteHub::new(Arc::new(hub_clock), &ids, &mut Dice::new(setup.seed ^ 0x0068_7562));
         let refresh = setup.refresh;
         for n in 0..setup.devices {
             let wall_ms = Arc::new(Mutex::new(1_800_000_000_000));
@@ -351,6 +351,13 @@ impl Stage {
     pub fn isolate(&mut self, n: usize) {
         for other in (0..self.devices.len()).filter(|o| *o != n) {
             self.cut(n, other);
+        }
+    }
+
+    /// Makes messages between a device and all others slow.
+    pub fn slow_links(&mut self, n: usize, latency: Duration) {
+        for other in (0..self.devices.len()).filter(|o| *o != n) {
+            self.sim.set_link_latency(name(n), name(other), latency);
         }
     }
 
