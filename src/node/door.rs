@@ -199,6 +199,10 @@ fn replace<T: PartialEq>(sender: &watch::Sender<T>, fresh: T) {
 pub(super) fn own(node: &Node, now: Moment) -> Option<Held> {
     let roster = node.group.roster();
     let epoch = node.group.record().borrow().record.owned_by(&roster.me, roster.incarnation)?.epoch;
+    // What is about to be given up is not told any more.
+    if node.unfit.borrow().is_some() || node.group.record().borrow().record.is_handing_over() {
+        return None;
+    }
     node.held.borrow().filter(|held| held.epoch == epoch && now < held.until)
 }
 
@@ -216,6 +220,7 @@ pub(super) fn answer(node: &Node) -> Answer {
     }
     let vouched: Option<Vouched> = *node.group.vouched().borrow();
     let over = record.released.as_ref().map(|r| r.epoch);
+    let over = over.or(record.is_handing_over().then_some(record.epoch));
     match vouched {
         Some(v) if v.until > now && v.epoch >= record.epoch && over != Some(v.epoch) => {
             let owner = roster.site.member_by_node(v.node).map(|m| m.device.clone());
