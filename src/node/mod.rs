@@ -47,6 +47,8 @@ pub struct Environment {
     pub dice: Dice,
     /// Drawn at random for this life of the sidecar.
     pub incarnation: Incarnation,
+    /// The number of the store on `disk`.
+    pub store: u64,
     /// The disk, opened and checked.
     pub disk: Arc<dyn Disk>,
     /// How long not to vote after this start.
@@ -92,13 +94,22 @@ impl Node {
     /// # Errors
     /// If the disk holds something that does not fit.
     pub async fn start(site: Site, me: DeviceId, environment: Environment) -> anyhow::Result<Node> {
-        let Environment { clock, mut dice, incarnation, disk, boot_refusal, dialer, incoming, workload } =
-            environment;
+        let Environment {
+            clock,
+            mut dice,
+            incarnation,
+            store,
+            disk,
+            boot_refusal,
+            dialer,
+            incoming,
+            workload,
+        } = environment;
         let tasks = TaskTracker::new();
         let (loops, serving) = (CancellationToken::new(), CancellationToken::new());
         let started = clock.now();
         let role = site.member(&me).map(|m| m.role);
-        let roster = Arc::new(Roster::new(site, me, incarnation, clock.clone()));
+        let roster = Arc::new(Roster::new(site, me, incarnation, store, clock.clone()));
         let unfit = watch::Sender::new(role.filter(|r| !r.may_own()).map(|_| Unfit::Witness));
         let parts = Parts {
             roster: roster.clone(),

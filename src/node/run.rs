@@ -63,11 +63,12 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let hub = open_hub(&config, &clock)?;
     let syncs = metrics.clone();
     let on_sync = Box::new(move |took| syncs.fsync(took));
-    let folder = folder::open(&config.storage.path, &config.site, &config.me, clock.clone(), on_sync)
-        .map_err(|e| match e {
-            folder::Error::InUse(_) => Failure::Trouble(e.to_string()),
-            _ => Failure::Setup(e.to_string()),
-        })?;
+    let folder =
+        folder::open(&config.storage.path, &config.site, &config.me, clock.clone(), random()?, on_sync)
+            .map_err(|e| match e {
+                folder::Error::InUse(_) => Failure::Trouble(e.to_string()),
+                _ => Failure::Setup(e.to_string()),
+            })?;
     if folder.first_start {
         tracing::info!("first start: made the store in {}", config.storage.path.display());
     }
@@ -79,6 +80,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         clock: clock.clone(),
         dice: dice.split(),
         incarnation: Incarnation(random()?),
+        store: folder.store,
         disk,
         boot_refusal: folder.boot_refusal,
         dialer: Arc::new(TcpDialer),

@@ -433,6 +433,7 @@ async fn life(site: Site, device: Device, ledger: Ledger, refresh: Duration, see
         clock,
         dice: dice.split(),
         incarnation: Incarnation(dice.throw()),
+        store: device.id.node_id().0,
         disk: Arc::new(device.disk.clone()),
         boot_refusal: site.timing.refusal(),
         dialer: Arc::new(SimDialer),

@@ -55,6 +55,19 @@ pub enum Error {
     /// Another sidecar works in it.
     #[error("the data folder {0} is in use by another sidecar; stop that one first")]
     InUse(PathBuf),
+    /// The member list has changed since the store was made.
+    #[error(
+        "the data folder {folder} was made for the members {then}, and site.members now names {now}; changing members \
+         is not possible in this version. Write the old list again on every device"
+    )]
+    OtherMembers {
+        /// The folder.
+        folder: PathBuf,
+        /// The members then.
+        then: String,
+        /// The members now.
+        now: String,
+    },
     /// The store does not pass its checks.
     #[error(
         "the store in {0} is damaged: {1}; this device must not vote with it. Keep the folder for analysis, then see 'A damaged store' in deploy/README.md"
@@ -67,6 +80,12 @@ struct Identity {
     format: u32,
     site: SiteId,
     device: DeviceId,
+    /// The store's number, drawn when it was made.
+    #[serde(default)]
+    store: u64,
+    /// Who votes, as the first log entry has it.
+    #[serde(default)]
+    members: Vec<String>,
     /// Whether the store has been made. Until then it has never voted.
     ready: bool,
     /// The longest refusal window ever configured here: what a promise before a restart may have been worth.
@@ -82,9 +101,12 @@ pub struct Folder {
     pub boot_refusal: Duration,
     /// Whether this is the first start ever.
     pub first_start: bool,
+    /// The store's number. A device that shows another one has lost what it voted.
+    pub store: u64,
 }
 
-/// Opens the folder of `device` at `site`, or makes the store in an empty one.
+/// Opens the folder of `device` at `site`, or makes the store in an empty one, with `fresh` (a random number) as the
+/// number of the store.
 ///
 /// # Errors
 /// [`Error`]; nothing that was in the folder is changed then.
@@ -93,6 +115,7 @@ pub fn open(
     site: &Site,
     device: &DeviceId,
     clock: Arc<dyn Clock>,
+    fresh: u64,
     on_sync: OnSync,
 ) -> Result<Folder, Error> {
     let not_writable = |e: io::Error| Error::NotWritable(path.to_owned(), e);
@@ -115,14 +138,23 @@ pub fn open(
     if known.is_none() && (path.join("store").exists() || path.join("mark").exists()) {
         return Err(damaged("there is a store, but its identity.json is gone".into()));
     }
+    let mut members: Vec<String> =
+        site.members.iter().map(|m| format!("{} ({})", m.device, m.role)).collect();
+    members.sort_unstable();
     let first_start = !known.as_ref().is_some_and(|k| k.ready);
     let mut identity = known.unwrap_or_else(|| Identity {
         format: 1,
         site: site.id.clone(),
         device: device.clone(),
+        store: fresh,
+        members: members.clone(),
         ready: false,
         refusal_us,
     });
+    if identity.members != members {
+        let (folder, then, now) = (path.to_owned(), identity.members.join(", "), members.join(", "));
+        return Err(Error::OtherMembers { folder, then, now });
+    }
     if identity.format > 1 {
         return Err(damaged(format!("it was written by a newer version (format {})", identity.format)));
     }
@@ -146,7 +178,7 @@ pub fn open(
         identity.ready = true;
         write(path, &identity).map_err(not_writable)?;
     }
-    Ok(Folder { disk, boot_refusal: Duration::from_micros(longest), first_start })
+    Ok(Folder { disk, boot_refusal: Duration::from_micros(longest), first_start, store: identity.store })
 }
 
 fn read(folder: &Path) -> io::Result<Option<Identity>> {

@@ -49,6 +49,7 @@ pub(crate) struct Introduction {
     site: AsciiMetadataValue,
     device: AsciiMetadataValue,
     digest: AsciiMetadataValue,
+    store: AsciiMetadataValue,
 }
 
 impl Introduction {
@@ -57,6 +58,7 @@ impl Introduction {
             site: roster.site.id.as_str().parse()?,
             device: roster.me.as_str().parse()?,
             digest: format!("{:016x}", roster.site.digest()).parse()?,
+            store: format!("{:016x}", roster.store).parse()?,
         })
     }
 }
@@ -67,6 +69,7 @@ impl Interceptor for Introduction {
         metadata.insert("quorate-site", self.site.clone());
         metadata.insert("quorate-device", self.device.clone());
         metadata.insert("quorate-digest", self.digest.clone());
+        metadata.insert("quorate-store", self.store.clone());
         Ok(request)
     }
 }
@@ -86,7 +89,7 @@ macro_rules! call {
         let peer: &Peer = $peer;
         let mut stub = peer.stub.clone();
         let asked = peer.roster.clock.now();
-        let answer = tokio::time::timeout($limit, stub.$method($message)).await;
+        let answer = tokio::time::timeout($limit, stub.$method(peer.addressed($message))).await;
         let result = match answer {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(status),
@@ -98,6 +101,16 @@ macro_rules! call {
 }
 
 impl Peer {
+    /// The message, for the store that this member is known to have and no other.
+    fn addressed<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let known = self.roster.known_store(self.node, None);
+        if let Some(store) = known.and_then(|store| format!("{store:016x}").parse().ok()) {
+            request.metadata_mut().insert("quorate-to-store", store);
+        }
+        request
+    }
+
     pub(crate) async fn vote(&self, message: proto::VoteRequest) -> Result<proto::VoteReply, Status> {
         call!(self, vote, message, VOTE_LIMIT)
     }

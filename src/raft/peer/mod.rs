@@ -40,6 +40,8 @@ pub struct Roster {
     pub me: DeviceId,
     /// This life of its sidecar.
     pub incarnation: Incarnation,
+    /// The number of its store.
+    pub store: u64,
     clock: Arc<dyn Clock>,
     seen: Mutex<Seen>,
 }
@@ -64,6 +66,8 @@ pub struct Contact {
     pub version: String,
     /// Which life of its sidecar answered last.
     pub incarnation: Option<Incarnation>,
+    /// The number of its store, as it was first heard in this life.
+    pub store: Option<u64>,
     /// Why the last call to it failed; empty if it did not.
     pub error: String,
 }
@@ -94,8 +98,14 @@ pub struct Knock {
 
 impl Roster {
     /// A roster on which nobody has been seen yet.
-    pub fn new(site: Site, me: DeviceId, incarnation: Incarnation, clock: Arc<dyn Clock>) -> Roster {
-        Roster { site, me, incarnation, clock, seen: Mutex::default() }
+    pub fn new(
+        site: Site,
+        me: DeviceId,
+        incarnation: Incarnation,
+        store: u64,
+        clock: Arc<dyn Clock>,
+    ) -> Roster {
+        Roster { site, me, incarnation, store, clock, seen: Mutex::default() }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -112,6 +122,7 @@ impl Roster {
             unfit: self.seen().unfit.clone(),
             version: VERSION.to_owned(),
             incarnation: self.incarnation.0,
+            store: self.store,
         }
     }
 
@@ -134,7 +145,17 @@ impl Roster {
             contact.unfit = health.unfit;
             contact.version = health.version;
             contact.incarnation = Some(Incarnation(health.incarnation));
+            contact.store.get_or_insert(health.store);
         }
+    }
+
+    /// The store that a member is known to have; the first one that it shows is taken at its word. Whoever shows
+    /// another has lost its votes and its log, and counting on either could elect two leaders.
+    fn known_store(&self, node: NodeId, shown: Option<u64>) -> Option<u64> {
+        let mut seen = self.seen();
+        let contact = seen.members.entry(node).or_default();
+        contact.store = contact.store.or(shown);
+        contact.store
     }
 
     fn answered(&self, node: NodeId, asked: Moment, result: Result<(), String>) {

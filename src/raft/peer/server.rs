@@ -67,14 +67,36 @@ impl Service {
             Some(_) if digest != format!("{:016x}", own.digest()) => {
                 format!("{device} was given another member list or other timing")
             }
-            Some(node) => {
-                self.roster.heard(node, None);
-                return Ok(node);
-            }
+            Some(node) => match self.stores_fit(node, said("quorate-store"), said("quorate-to-store")) {
+                Ok(()) => {
+                    self.roster.heard(node, None);
+                    return Ok(node);
+                }
+                Err(reason) => format!("{device} {reason}"),
+            },
         };
         let from = request.extensions().get::<transport::From>().map_or("unknown", |f| f.0.as_str());
         self.roster.refused(device, from, reason.clone());
         Err(Status::failed_precondition(format!("refused by {}: {reason}", self.roster.me)))
+    }
+
+    /// Whether the caller still has the store that it had, and means the store that this member has. A member of
+    /// another version may leave either out.
+    fn stores_fit(&self, node: NodeId, its: &str, to: &str) -> Result<(), &'static str> {
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        if let Some(its) = number(its)
+            && self.roster.known_store(node, Some(its)) != Some(its)
+        {
+            return Err(
+                "came back with another store, so what it voted and promised is lost; see 'A damaged store'",
+            );
+        }
+        match number(to) {
+            Some(to) if to != self.roster.store => {
+                Err("knows another store of this device, whose data folder was replaced")
+            }
+            _ => Ok(()),
+        }
     }
 }
 

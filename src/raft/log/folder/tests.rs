@@ -22,7 +22,7 @@ fn site(name: &str, hold_ms: u64) -> Site {
 }
 
 fn open_as(path: &Path, device: &str, site: &Site) -> Result<Folder, Error> {
-    open(path, site, &DeviceId::new(device).expect("a name"), Arc::new(BootClock), Box::new(|_| {}))
+    open(path, site, &DeviceId::new(device).expect("a name"), Arc::new(BootClock), 7, Box::new(|_| {}))
 }
 
 fn reopen(path: &Path, device: &str, site: &Site) -> Result<Folder, Error> {
@@ -49,6 +49,20 @@ fn a_folder_of_somebody_else_is_refused_and_named() {
     assert!(error.to_string().contains("belongs to device edge-1 of site plant-7"), "{error}");
     let error = reopen(dir.path(), "edge-1", &site("plant-8", 400)).expect_err("another site");
     assert!(matches!(error, Error::Foreign { .. }), "{error}");
+}
+
+#[test]
+fn a_changed_member_list_is_refused_and_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut plant = site("plant-7", 400);
+    let first = open_as(dir.path(), "edge-1", &plant).expect("makes it");
+    let number = first.store;
+    drop(first);
+    plant.members.reverse();
+    assert_eq!(reopen(dir.path(), "edge-1", &plant).expect("the order means nothing").store, number);
+    plant.members.pop();
+    let error = reopen(dir.path(), "edge-1", &plant).expect_err("one is missing");
+    assert!(error.to_string().contains("was made for the members edge-1"), "{error}");
 }
 
 #[test]
@@ -88,6 +102,8 @@ fn a_first_start_that_was_cut_short_is_repeated() {
         format: 1,
         site: plant.id.clone(),
         device: DeviceId::new("edge-1").expect("a name"),
+        store: 7,
+        members: ["edge-1 (voter)", "edge-2 (voter)", "edge-3 (voter)"].map(String::from).to_vec(),
         ready: false,
         refusal_us: 1,
     };
