@@ -86,8 +86,8 @@ conditions! {
         "Look for an out-of-memory kill on this device; the sidecar starts a new fencer by itself.";
     /// Somebody who does not belong here is knocking.
     PeerRefused = "peer.refused", Warning,
-        "A sidecar of another site, with another member list or with other timing was refused.",
-        "Compare the `site` section on the devices named: it must be the same on all of them.";
+        "A sidecar of another site, with another member list, other timing or another store was refused.",
+        "Compare the `site` section on the devices named: it must be the same on all of them. If another store is named, see 'A damaged store' in deploy/README.md.";
     /// The store did not pass its checks.
     StoreDamaged = "store.damaged", Critical,
         "This device's store is behind what it once promised, or does not pass its checksums, so it does not vote.",
