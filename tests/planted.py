@@ -85,7 +85,7 @@ BUGS = [
     ("new-leader-acts", DECIDE, "as_owner",
      ["(Running::Stopped, None, Standing::NewLeader, _) =>", "(Running::Stopped, None, Standing::Leader, Some(until)) =>"],
      ["(Running::Stopped, None, Standing::NewLeader, None) =>", "(Running::Stopped, None, Standing::Leader | Standing::NewLeader, Some(until)) =>"],
-     [("lib", "ownership::decide::tests::runs_only_where_all_four_agree")]),
+     [("lib", "ownership::decide::tests::only_a_leader_that_has_caught_up_starts_or_goes_on")]),
     ("claim-without-base", RECORD, "Record::claim",
      "self.expect(claim.base)?;", "",
      [("lib", "ownership::record::tests::what_does_not_fit_is_refused_and_changes_nothing")]),
