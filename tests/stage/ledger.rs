@@ -212,13 +212,8 @@ impl Workload for SimWorkload {
                 loop {
                     let deadline = *until.lock().unwrap_or_else(PoisonError::into_inner);
                     tokio::select! {
+                        // The deadline first: whoever is told to stop at that very moment has not heard it.
                         biased;
-                        () = stop.notified() => {
-                            observed.send_replace(Observed::Stopping { epoch: grant.epoch });
-                            // Told to stop, it takes a moment.
-                            tokio::time::sleep(Duration::from_millis(5)).await;
-                            break;
-                        }
                         () = sleep_until(clock.as_ref(), deadline) => {
                             if *until.lock().unwrap_or_else(PoisonError::into_inner) > deadline {
                                 continue;
@@ -226,6 +221,12 @@ impl Workload for SimWorkload {
                             // At its deadline it ignores TERM, until KILL.
                             observed.send_replace(Observed::Stopping { epoch: grant.epoch });
                             sleep_until(clock.as_ref(), deadline + grace).await;
+                            break;
+                        }
+                        () = stop.notified() => {
+                            observed.send_replace(Observed::Stopping { epoch: grant.epoch });
+                            // Told to stop, it takes a moment.
+                            tokio::time::sleep(Duration::from_millis(5)).await;
                             break;
                         }
                     }

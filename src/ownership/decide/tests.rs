@@ -131,6 +131,20 @@ fn a_lost_role_or_record_stops_it() {
 }
 
 #[test]
+fn only_a_leader_that_has_caught_up_starts_or_goes_on() {
+    let me = device(1);
+    let mine = record(&[claim(1, 0)]);
+    let lease = Some((e(1), at(1400)));
+    for standing in [Standing::Follower, Standing::NewLeader, Standing::Leader] {
+        let stopped = View { lease, standing, ..view(&mine, &me) };
+        let running = View { running: Running::Under(e(1)), ..stopped.clone() };
+        let acts = standing == Standing::Leader;
+        assert_eq!(matches!(decide(&stopped).action, Action::Start { .. }), acts, "{standing:?}");
+        assert_eq!(matches!(decide(&running).action, Action::Extend { .. }), acts, "{standing:?}");
+    }
+}
+
+#[test]
 fn a_handover_stops_then_releases_then_waits_for_the_successor() {
     let me = device(1);
     let asked = record(&[claim(1, 0), transfer(2, 1)]);
@@ -172,7 +186,7 @@ proptest! {
     fn runs_only_where_all_four_agree(
         claims in proptest::collection::vec((1u8..4, any::<bool>()), 0..6),
         handover in any::<bool>(), leaving in any::<bool>(), standing in 0u8..3, running in 0u8..3,
-        running_epoch in 0u64..7, lease_epoch in 0u64..7, lease_ms in 0u64..2000, has_lease in any::<bool>(),
+        running_epoch in proptest::option::of(0u64..7), lease_epoch in proptest::option::of(0u64..7), lease_ms in 0u64..2000, has_lease in any::<bool>(),
         incarnation in 1u64..3, window in proptest::option::of(0u64..2000),
     ) {
         let mut r = record(&[]);
@@ -184,6 +198,8 @@ proptest! {
         if handover { let base = r.epoch.get(); r.apply(&transfer(2, base)); }
         let me = device(1);
         let unfit = Unfit::Leaving;
+        // Mostly they are of the present ownership: that is where it gets close.
+        let (running_epoch, lease_epoch) = (running_epoch.unwrap_or(r.epoch.get()), lease_epoch.unwrap_or(r.epoch.get()));
         let v = View {
             standing: [Standing::Follower, Standing::NewLeader, Standing::Leader][usize::from(standing)],
             running: [Running::Stopped, Running::Under(e(running_epoch)), Running::Stopping][usize::from(running)],
