@@ -6,11 +6,19 @@
 mod cli;
 /// One suite per door, against each implementation of it.
 mod conformance;
+/// The documents against the product.
+mod docs;
+/// What is acknowledged is on the disk: the store under strace.
+mod durability;
 /// The HTTP and gRPC faces over real sockets, and the commands that ask them.
 mod faces;
+/// Imports only go down; libraries stay in their rooms.
+mod floors;
 /// Real processes: the fencer and its workload, SIGKILL, SIGSTOP, orphans.
 mod process;
 /// Stories of a simulated site.
 mod scenario;
 /// A whole site in one deterministic simulation.
 mod stage;
+/// Random trouble, many seeds: the promises hold all the time, and afterwards somebody owns.
+mod sweep;

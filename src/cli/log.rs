@@ -37,7 +37,9 @@ where
             "openraft",
             if log.level == Level::TRACE { LevelFilter::TRACE } else { LevelFilter::OFF },
         )
-        .with_target("quorate", log.level);
+        .with_target("quorate", log.level)
+        // What the workload prints, under a target of its own (`workload/output.rs`).
+        .with_target("workload", log.level);
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
     let layer = match log.format {
         LogFormat::Text => layer.event_format(Line(clock)).boxed(),
@@ -168,6 +170,19 @@ mod tests {
                         <4> 2026-11-02 08:15:30.123 +00:00 [WRN] - two\\nlines \\u{1b}[2J\n";
         assert_eq!(logged(LogFormat::Text, Level::INFO), expected);
         assert!(logged(LogFormat::Text, Level::DEBUG).contains("<7>"));
+    }
+
+    #[test]
+    fn what_the_workload_prints_is_logged() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let log = Log { level: Level::INFO, format: LogFormat::Text };
+        let subscriber = subscriber(log, Arc::new(Fixed), move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target: "workload", stream = "stdout", "pump 3 is on");
+        });
+        let text = String::from_utf8(sink.0.lock().expect("no panic").clone()).expect("text");
+        assert_eq!(text, "<6> 2026-11-02 08:15:30.123 +00:00 [INF] - pump 3 is on stream=stdout\n");
     }
 
     #[test]

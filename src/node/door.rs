@@ -4,7 +4,6 @@
 //! can only be too short. Nothing here guesses: without either, the answer is unknown.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -15,17 +14,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::Node;
 use crate::{
     clock::{Clock, Moment},
-    condition::{Condition, Raised},
+    condition::Raised,
     dice::Dice,
     epoch::Epoch,
     id::DeviceId,
     ownership::{
         command::{self, Command, Outcome},
         decide::Reason,
-        record::Record,
-        view::Standing,
     },
-    raft::{ProposeError, Vouched, peer::VERSION},
+    raft::{ProposeError, Vouched},
     reconcile::{lease::Held, mirror::MirrorState},
     status::{
         door::{Answer, BoxFuture, Door, Permit, Refusal, Transfer, Transferred},
@@ -34,10 +31,6 @@ use crate::{
     workload::Observed,
 };
 
-/// For how long a refused sidecar stays a condition.
-const KNOCK_SHOWN_MS: u64 = 60_000;
-/// After this long without a word a member is silent.
-const SILENT: Duration = Duration::from_secs(3);
 /// How long a transfer may take until its caller is told that it is not known what became of it.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -53,13 +46,13 @@ pub struct Surroundings {
 
 /// The node as its faces see it.
 pub struct NodeDoor {
-    node: Arc<Node>,
-    surroundings: Surroundings,
+    pub(super) node: Arc<Node>,
+    pub(super) surroundings: Surroundings,
     answers: watch::Receiver<Answer>,
     permits: watch::Receiver<Permit>,
     dice: Mutex<Dice>,
     /// Since when nobody could be vouched for.
-    ownerless: Mutex<Option<Moment>>,
+    pub(super) ownerless: Mutex<Option<Moment>>,
 }
 
 impl NodeDoor {
@@ -203,13 +196,17 @@ fn replace<T: PartialEq>(sender: &watch::Sender<T>, fresh: T) {
 }
 
 /// This device's own ownership, if its lease is held now.
-fn own(node: &Node, now: Moment) -> Option<Held> {
+pub(super) fn own(node: &Node, now: Moment) -> Option<Held> {
     let roster = node.group.roster();
     let epoch = node.group.record().borrow().record.owned_by(&roster.me, roster.incarnation)?.epoch;
+    // What is about to be given up is not told any more.
+    if node.unfit.borrow().is_some() || node.group.record().borrow().record.is_handing_over() {
+        return None;
+    }
     node.held.borrow().filter(|held| held.epoch == epoch && now < held.until)
 }
 
-fn answer(node: &Node) -> Answer {
+pub(super) fn answer(node: &Node) -> Answer {
     let now = node.clock().now();
     let roster = node.group.roster();
     let record = node.group.record().borrow().record.clone();
@@ -223,6 +220,7 @@ fn answer(node: &Node) -> Answer {
     }
     let vouched: Option<Vouched> = *node.group.vouched().borrow();
     let over = record.released.as_ref().map(|r| r.epoch);
+    let over = over.or(record.is_handing_over().then_some(record.epoch));
     match vouched {
         Some(v) if v.until > now && v.epoch >= record.epoch && over != Some(v.epoch) => {
             let owner = roster.site.member_by_node(v.node).map(|m| m.device.clone());
@@ -281,224 +279,4 @@ impl Door for NodeDoor {
     fn transfer(&self, transfer: Transfer) -> BoxFuture<'_, Result<Transferred, Refusal>> {
         Box::pin(self.hand_over(transfer))
     }
-}
-
-impl NodeDoor {
-    fn make_report(&self) -> report::Report {
-        let node = &self.node;
-        let now = node.clock().now();
-        let roster = node.group.roster();
-        let role = node.group.role().borrow().clone();
-        let record = node.group.record().borrow().record.clone();
-        let members = self.members(now);
-        let heard = members.iter().filter(|m| m.reachable).count();
-        let quorum = heard >= roster.site.quorum();
-        let may_fail = heard.saturating_sub(roster.site.quorum());
-        let answer = answer(node).at(now);
-        let owner = match &answer {
-            Answer::Known { owner, epoch, until, reason } => report::Owner {
-                known: true,
-                device: owner.as_ref().map(ToString::to_string),
-                epoch: epoch.get(),
-                valid_for_ms: crate::status::door::millis(until.since(now)),
-                reason: reason.clone(),
-            },
-            Answer::Unknown { reason } => {
-                report::Owner { reason: reason.clone(), ..report::Owner::default() }
-            }
-        };
-        let booting = node.group.guard().may_vote().is_err() && role.standing == Standing::Follower;
-        let role = match role.standing {
-            Standing::Leader | Standing::NewLeader => report::Role::Leader,
-            Standing::Follower if booting && !owner.known => report::Role::Starting,
-            Standing::Follower if role.ballot.node == roster.me.node_id() => report::Role::Candidate,
-            Standing::Follower => report::Role::Follower,
-        };
-        let mut conditions = self.conditions(now, quorum, may_fail, owner.known, &members);
-        conditions.sort();
-        conditions.dedup();
-        report::Report {
-            site: roster.site.id.to_string(),
-            device: roster.me.to_string(),
-            version: VERSION.into(),
-            incarnation: roster.incarnation.to_string(),
-            uptime_ms: crate::status::door::millis(now.since(node.started)),
-            epoch: record.epoch.get(),
-            role,
-            lease_left_ms: own(node, now).map(|held| crate::status::door::millis(held.until.since(now))),
-            quorum,
-            devices_may_fail: u32::try_from(may_fail).unwrap_or(u32::MAX),
-            workload: self.workload(),
-            hub: self.hub(now),
-            conditions: conditions.iter().map(report::Condition::from).collect(),
-            last_decision: node
-                .decided
-                .borrow()
-                .as_ref()
-                .map(|d| report::Decision { reason: d.reason.to_string(), unix_ms: d.unix_ms }),
-            timing: roster.site.timing.to_string(),
-            history: history(&record),
-            knocks: self.knocks(),
-            members,
-            owner,
-        }
-    }
-
-    fn members(&self, now: Moment) -> Vec<report::Member> {
-        let roster = self.node.group.roster();
-        let contacts = roster.contacts();
-        let member = |m: &crate::site::Member| {
-            let me = m.device == roster.me;
-            let contact = contacts.get(&m.node_id()).cloned().unwrap_or_default();
-            let silence = if me { Some(Duration::ZERO) } else { contact.heard.map(|h| now.since(h)) };
-            let unfit =
-                if m.role.may_own() { contact.unfit } else { "a witness votes and never owns".into() };
-            report::Member {
-                device: m.device.to_string(),
-                address: m.address.clone(),
-                role: m.role.to_string(),
-                reachable: silence.is_some_and(|s| s < SILENT),
-                last_heard_ms: silence.map(crate::status::door::millis),
-                build: if me { VERSION.into() } else { contact.version },
-                fit: unfit.is_empty(),
-                unfit_reason: (!unfit.is_empty()).then_some(unfit),
-            }
-        };
-        roster.site.members.iter().map(member).collect()
-    }
-
-    fn workload(&self) -> report::Workload {
-        let observed = self.node.observed.borrow().clone();
-        let (text, pid, failures) = match &observed {
-            Observed::Stopped => ("stopped".to_owned(), None, 0),
-            Observed::Running { pid, .. } => ("running".to_owned(), *pid, 0),
-            Observed::BackingOff { failures, last, .. } => (format!("backing off: {last}"), None, *failures),
-            Observed::Stopping { .. } => ("stopping".to_owned(), None, 0),
-        };
-        report::Workload {
-            kind: self.surroundings.workload_kind.into(),
-            observed: text,
-            epoch: observed.epoch().map(Epoch::get),
-            pid,
-            failures,
-        }
-    }
-
-    fn hub(&self, now: Moment) -> report::Hub {
-        let Some((state, name)) = &self.surroundings.mirror else {
-            return report::Hub { mirror: "off".into(), ..report::Hub::default() };
-        };
-        let state = state.borrow().clone();
-        report::Hub {
-            mirror: "device-twin".into(),
-            name: name.clone(),
-            in_sync: state.in_sync,
-            lag_ms: crate::status::door::millis(state.lag(now)),
-            last_success_unix_ms: state.last_success_unix_ms,
-            devices: state
-                .devices
-                .iter()
-                .map(|(device, d)| report::HubDevice {
-                    device: device.to_string(),
-                    epoch: d.epoch_confirmed,
-                    error: d.error.clone(),
-                })
-                .collect(),
-            requests: state.requests.clone(),
-        }
-    }
-
-    fn knocks(&self) -> Vec<report::Knock> {
-        let knocks = self.node.group.roster().knocks();
-        let shown = |k: crate::raft::peer::Knock| report::Knock {
-            address: k.address,
-            device: k.device,
-            reason: k.reason,
-            count: k.times,
-            last_unix_ms: k.last_unix_ms,
-        };
-        knocks.into_iter().map(shown).collect()
-    }
-
-    fn conditions(
-        &self,
-        now: Moment,
-        quorum: bool,
-        may_fail: usize,
-        owner_known: bool,
-        members: &[report::Member],
-    ) -> Vec<Raised> {
-        let node = &self.node;
-        let mut raised = Vec::new();
-        let silent: BTreeMap<&str, Option<u64>> =
-            members.iter().filter(|m| !m.reachable).map(|m| (m.device.as_str(), m.last_heard_ms)).collect();
-        let names = || silent.keys().copied().collect::<Vec<_>>().join(", ");
-        // Right after a start nobody can have been heard yet.
-        let settled = now.since(node.started) > SILENT;
-        if settled {
-            if !quorum {
-                raised.push(Raised::new(Condition::QuorumLost, format!("not heard: {}", names())));
-            } else if may_fail == 0 {
-                let detail = if silent.is_empty() {
-                    "the site has too few devices".into()
-                } else {
-                    format!("not heard: {}", names())
-                };
-                raised.push(Raised::new(Condition::NoSpare, detail));
-            }
-            for (device, heard) in &silent {
-                let detail = match heard {
-                    Some(ms) => format!("{device}: for {} s", ms / 1000),
-                    None => format!("{device}: never since this sidecar started"),
-                };
-                raised.push(Raised::new(Condition::MemberSilent, detail));
-            }
-        }
-        let mut ownerless = self.ownerless.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = *if owner_known {
-            *ownerless = None;
-            &None
-        } else {
-            ownerless.get_or_insert(now);
-            &*ownerless
-        };
-        drop(ownerless);
-        if settled && since.is_some_and(|s| now.since(s) > node.group.roster().site.timing.takeover_bound()) {
-            let why = node.decided.borrow().as_ref().map_or_else(String::new, |d| d.reason.to_string());
-            raised.push(Raised::new(Condition::NoOwner, why));
-        }
-        if let Some(Reason::LeaseLapsed { epoch }) = node.decided.borrow().as_ref().map(|d| d.reason.clone())
-        {
-            raised.push(Raised::new(Condition::LeaseLapsed, format!("epoch {epoch}")));
-        }
-        raised.extend(self.surroundings.workload_conditions.borrow().iter().cloned());
-        let wall = node.clock().wall_ms();
-        for knock in node.group.roster().knocks() {
-            if wall.abs_diff(knock.last_unix_ms) < KNOCK_SHOWN_MS {
-                let name = if knock.device.is_empty() {
-                    knock.address.clone()
-                } else {
-                    format!("{} at {}", knock.device, knock.address)
-                };
-                raised.push(Raised::new(Condition::PeerRefused, format!("{name}: {}", knock.reason)));
-            }
-        }
-        if let Some((mirror, _)) = &self.surroundings.mirror {
-            raised.extend(mirror.borrow().conditions.iter().cloned());
-        }
-        raised
-    }
-}
-
-fn history(record: &Record) -> Vec<report::Change> {
-    let shown = |c: &crate::ownership::record::Change| report::Change {
-        epoch: c.epoch.get(),
-        device: c.device.to_string(),
-        cause: c.cause.name().into(),
-        actor: c.actor.clone(),
-        reason: c.reason.clone(),
-        since_unix_ms: c.since_unix_ms,
-        until_unix_ms: c.until_unix_ms,
-    };
-    record.history.iter().rev().map(shown).collect()
 }

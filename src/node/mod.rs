@@ -4,6 +4,8 @@
 //! device and in a simulated site. The loops meet only through the watch channels made here.
 
 pub mod door;
+mod mirror;
+mod report;
 pub mod run;
 
 use std::{
@@ -168,6 +170,7 @@ impl Node {
         roster.declare_unfit("it has just started and may not vote yet");
         self.spawn(async move {
             tokio::select! {
+                biased;
                 () = loops.cancelled() => return,
                 () = sleep_until(clock.as_ref(), until) => {}
             }

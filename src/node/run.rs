@@ -10,7 +10,6 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -23,14 +22,13 @@ use crate::{
     config::{self, Config},
     control,
     dice::Dice,
-    hub::{self, FlagPath, Published, rest::RestHub},
+    hub::{self, FlagPath, rest::RestHub},
     id::Incarnation,
-    ownership::{record::Cause, view::Standing},
+    ownership::record::Cause,
     raft::{
         log::{Disk, folder},
         peer::transport::{TcpDialer, tcp},
     },
-    reconcile::mirror::{Mirror, MirrorState},
     status::{self, metrics::Metrics},
     workload::{self, Context},
 };
@@ -92,7 +90,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         .map_err(|e| Failure::Trouble(format!("consensus cannot start: {e:#}")))?;
     let node = Arc::new(node);
 
-    let mirror = hub.map(|(hub, settings)| start_mirror(&node, hub, settings, &mut dice, &tasks, &stop));
+    let mirror = hub.map(|(hub, settings)| node.mirror(hub, settings, dice.split()));
     let surroundings = Surroundings { mirror, workload_kind, workload_conditions: opened.conditions };
     let door = NodeDoor::open(node.clone(), surroundings, dice.split(), &tasks, stop.clone());
     let (served, control_door, until) = (bound.control, door.clone(), stop.clone());
@@ -247,60 +245,6 @@ fn open_hub(config: &Config, clock: &Arc<dyn Clock>) -> Result<OpenedHub, Failur
         Failure::Setup(lines.join("\n"))
     })?;
     Ok(Some((Arc::new(hub), settings)))
-}
-
-/// Starts the mirror, which is at work while this device owns.
-fn start_mirror(
-    node: &Arc<Node>,
-    hub: hub::Handle,
-    settings: hub::Settings,
-    dice: &mut Dice,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> (watch::Receiver<MirrorState>, String) {
-    let (publish, published) = watch::channel(None);
-    let state = watch::Sender::new(MirrorState::default());
-    let (shown, name) = (state.subscribe(), hub.name().to_owned());
-    let mut chance = dice.split();
-    let dice = Box::new(move || chance.throw());
-    let mirror = Mirror { hub, published, state, clock: node.clock().clone(), dice, settings };
-    tasks.spawn(mirror.run(stop.clone()));
-    let (watched, stop) = (node.clone(), stop.clone());
-    tasks.spawn(async move {
-        let (mut record, mut role) = (watched.group.record(), watched.group.role());
-        loop {
-            let fresh = to_publish(&watched);
-            publish.send_if_modified(|old: &mut Option<Published>| {
-                let changed = *old != fresh;
-                *old = fresh;
-                changed
-            });
-            tokio::select! {
-                () = stop.cancelled() => return,
-                Ok(()) = record.changed() => {}
-                Ok(()) = role.changed() => {}
-                else => return,
-            }
-        }
-    });
-    (shown, name)
-}
-
-/// What the twins shall show, if it is this device that says so: the owner, as long as it leads.
-fn to_publish(node: &Node) -> Option<Published> {
-    let roster = node.group.roster();
-    let leads = node.group.role().borrow().standing == Standing::Leader;
-    let record = node.group.record().borrow().record.clone();
-    let own = record.owned_by(&roster.me, roster.incarnation).filter(|_| leads)?;
-    let reason = record.history.back().map_or_else(String::new, |c| c.reason.clone());
-    Some(Published {
-        site: roster.site.id.clone(),
-        devices: roster.site.members.iter().filter(|m| m.role.may_own()).map(|m| m.device.clone()).collect(),
-        owner: Some(own.device.clone()),
-        epoch: own.epoch.get(),
-        since_unix_ms: own.since_unix_ms,
-        reason,
-    })
 }
 
 /// Feeds what is counted and timed into the metrics.

@@ -186,6 +186,11 @@ impl Record {
         self.owner.as_ref().filter(|o| o.device == *device && o.incarnation == incarnation)
     }
 
+    /// Whether the present owner has been asked to hand over. From then on its lease is worth nothing to others.
+    pub fn is_handing_over(&self) -> bool {
+        self.owner.is_some() && self.handover.is_some()
+    }
+
     fn claim(&mut self, claim: &Claim) -> Result<(), Refusal> {
         self.may_own(&claim.device)?;
         self.expect(claim.base)?;
@@ -204,6 +209,9 @@ impl Record {
             (None, None) => Cause::FirstStart,
         };
         let (actor, reason) = match (cause, self.handover.take()) {
+            (Cause::HandedOver | Cause::HandoverFailed, Some(handover)) if handover.reason.is_empty() => {
+                (handover.actor, cause.sentence().to_owned())
+            }
             (Cause::HandedOver | Cause::HandoverFailed, Some(handover)) => (handover.actor, handover.reason),
             _ => (String::new(), cause.sentence().to_owned()),
         };

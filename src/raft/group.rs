@@ -411,6 +411,7 @@ impl Group {
                     }
                 }
                 tokio::select! {
+                    biased;
                     changed = role.changed() => if changed.is_err() { break },
                     changed = rejections.changed() => if changed.is_err() { break },
                 }

@@ -56,6 +56,7 @@ impl CandidacyLoop {
             let wait_until = self.earliest(&record.borrow_and_update().clone(), &mut turns);
             let clock = self.clock.clone();
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = sleep_until(clock.as_ref(), wait_until), if stands => {
                     // While it slept a promise may have been given.

@@ -27,6 +27,7 @@ impl ContactLoop {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
             }
@@ -36,9 +37,12 @@ impl ContactLoop {
             for member in roster.site.members.iter().filter(|m| m.device != roster.me) {
                 let node = member.node_id();
                 let contact = contacts.get(&node);
-                // Its own words are wanted too, not only a sign of life.
+                // Its own words are wanted too, not only a sign of life; and if they were that it is unfit, whether it
+                // still is: an owner's renewals do not say so.
                 let known = contact.is_some_and(|c| {
-                    c.incarnation.is_some() && c.heard.is_some_and(|heard| now.since(heard) < SILENCE)
+                    c.incarnation.is_some()
+                        && c.unfit.is_empty()
+                        && c.heard.is_some_and(|heard| now.since(heard) < SILENCE)
                 });
                 if !known {
                     let group = self.group.clone();

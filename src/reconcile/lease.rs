@@ -105,6 +105,7 @@ impl LeaseLoop {
                 tick.reset();
             }
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 _ = tick.tick() => if let Some(state) = &mut state {
                     self.ask(state, &sender);
@@ -156,7 +157,10 @@ impl LeaseLoop {
             return;
         }
         let role = self.group.role().borrow().clone();
-        let act_until = state.lease.act_until(&role.voters, timing);
+        // The members answer questions about the owner with this. An owner that is about to give up promises nothing
+        // more, so that a workload which others only ask for can be handed over once all answers have lapsed.
+        let gives_up = self.unfit.borrow().is_some() || self.group.record().borrow().record.is_handing_over();
+        let act_until = state.lease.act_until(&role.voters, timing).filter(|_| !gives_up);
         let Target { ballot, epoch } = state.target;
         let question = Question { ballot, epoch, asked, act_until, applied: role.applied };
         self.group.renew(question, &state.echoes, answers);

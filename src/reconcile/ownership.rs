@@ -107,6 +107,7 @@ impl OwnershipLoop {
                 }
             };
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = sleep => {}
                 Ok(()) = role.changed() => {}
@@ -147,13 +148,7 @@ impl OwnershipLoop {
                 self.workload.extend(*until);
                 Wake::At(*until)
             }
-            Action::Stop => match self.workload.stop().await {
-                Ok(()) => Wake::OnChange,
-                Err(e) => {
-                    tracing::error!("the workload's end is not confirmed: {e}");
-                    Wake::At(self.clock.now() + START_PAUSE)
-                }
-            },
+            Action::Stop => self.stop(&decision.reason).await,
             Action::Release { epoch, successor } => {
                 let roster = self.group.roster();
                 let receipt = StopReceipt {
@@ -165,6 +160,21 @@ impl OwnershipLoop {
                     at_unix_ms: self.clock.wall_ms(),
                 };
                 self.propose(Command::StopReceipt(receipt)).await
+            }
+        }
+    }
+
+    async fn stop(&self, reason: &Reason) -> Wake {
+        let planned = matches!(reason, Reason::HandingOver { .. } | Reason::Unfit { .. });
+        // Others were told of the whole lease. A workload of kind none ends when all of them know better.
+        if let Some(held) = self.held.borrow().filter(|_| planned) {
+            self.workload.extend(held.until);
+        }
+        match self.workload.stop().await {
+            Ok(()) => Wake::OnChange,
+            Err(e) => {
+                tracing::error!("the workload's end is not confirmed: {e}");
+                Wake::At(self.clock.now() + START_PAUSE)
             }
         }
     }

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use quorate::timing::{Settings, Timing};
+use quorate::{
+    hub::memory::Trouble,
+    timing::{Settings, Timing},
+};
 
 use crate::stage::{Setup, Stage};
 
@@ -375,4 +378,184 @@ fn a_leader_that_reaches_too_few_lets_the_others_go() {
     stage.cut(owner, others[1]);
     stage.cut(owner, others[2]);
     another_runs(&mut stage, 10 * S, owner);
+}
+
+#[test]
+fn the_twins_follow_every_change_of_ownership() {
+    let (mut stage, owner) = running(Setup::default());
+    stage.twins_follow(5 * S);
+    stage.crash(owner);
+    let second = another_runs(&mut stage, bound(), owner);
+    stage.twins_follow(5 * S);
+    stage.start(owner);
+    stage.pass(2 * S);
+    stage.transfer(owner);
+    another_runs(&mut stage, 2 * S, second);
+    stage.twins_follow(5 * S);
+}
+
+#[test]
+fn the_hub_is_away_for_an_hour_and_two_failovers() {
+    let (mut stage, owner) = running(Setup::default());
+    stage.twins_follow(5 * S);
+    let shown = stage.devices.iter().map(|d| stage.hub.seen(&d.id)).collect::<Vec<_>>();
+    stage.hub.memory.trouble(Trouble::Unreachable);
+    stage.pass(20 * S);
+    stage.crash(owner);
+    let second = another_runs(&mut stage, bound(), owner);
+    stage.pass(20 * S);
+    stage.start(owner);
+    stage.pass(2 * S);
+    stage.crash(second);
+    another_runs(&mut stage, bound(), second);
+    // The rest of the hour: long enough for the pauses between tries to have grown to their longest.
+    stage.pass(80 * S);
+    let later = stage.devices.iter().map(|d| stage.hub.seen(&d.id)).collect::<Vec<_>>();
+    assert_eq!(shown, later, "the twins show what they were last told");
+    let before = stage.hub.memory.log().len();
+    stage.hub.memory.trouble(Trouble::None);
+    let took = stage.twins_follow(90 * S);
+    assert!(took < 10 * S, "the twins follow within seconds of the hub's return, not {took:?}");
+    assert_eq!(stage.epochs(), [1, 2, 3], "the hub's absence and return change nothing on site");
+    assert_eq!(stage.hub.memory.log().len() - before, 3, "only the newest state is told, once per twin");
+}
+
+#[test]
+fn the_owners_internet_line_is_cut() {
+    let (mut stage, owner) = running(Setup::default());
+    stage.twins_follow(5 * S);
+    stage.hub.lines[owner].cut(true);
+    stage.pass(20 * S);
+    assert_eq!(stage.running(), Some(owner), "the site does not need the hub");
+    stage.crash(owner);
+    another_runs(&mut stage, bound(), owner);
+    stage.twins_follow(5 * S);
+    assert_eq!(stage.epochs(), [1, 2]);
+}
+
+#[test]
+fn a_new_owner_without_internet_is_shown_once_its_line_is_back() {
+    let (mut stage, owner) = running(Setup::default());
+    stage.twins_follow(5 * S);
+    let target = (owner + 1) % 3;
+    stage.hub.lines[target].cut(true);
+    stage.transfer(target);
+    another_runs(&mut stage, 2 * S, owner);
+    stage.pass(20 * S);
+    // The old owner is in good order and knows that it is not its business any more.
+    assert!(stage.devices.iter().all(|d| stage.hub.seen(&d.id).epoch == 1));
+    stage.hub.lines[target].cut(false);
+    stage.twins_follow(90 * S);
+}
+
+/// The owner loses the LAN but keeps its internet line, and goes on believing that it leads. A write that it has made
+/// up its mind to do waits on the way until its successor has told the twins; then it reads and compares again.
+#[test]
+fn a_stale_owner_with_a_good_line_cannot_overwrite() {
+    for seed in 1..=3 {
+        let mut stage = Stage::new(Setup { seed, refresh: 2 * S, ..Setup::default() });
+        for line in &stage.hub.lines {
+            line.hold_writes(true);
+        }
+        let owner = stage.someone_runs(4 * S);
+        stage.until(5 * S, "the owner is about to write", |s| s.hub.lines[owner].waiting() == 1);
+        stage.isolate(owner);
+        let second = another_runs(&mut stage, bound(), owner);
+        stage.hub.lines[second].hold_writes(false);
+        stage.twins_follow(10 * S);
+        let (told, asked) = (stage.hub.memory.log().len(), stage.hub.lines[owner].asked());
+        stage.hub.lines[owner].hold_writes(false);
+        // `stage` checks at every step that no twin goes back.
+        stage.until(S, "the old write is refused", |s| s.hub.lines[owner].overtaken() == 1);
+        stage.pass(8 * S);
+        assert!(stage.hub.lines[owner].asked() > asked + 3, "the stale owner looked at the twins again");
+        assert_eq!((stage.running(), stage.knows(owner)), (Some(second), 1), "it knows nothing better");
+        assert!(stage.twins_agree());
+        stage.heal();
+        stage.pass(8 * S);
+        assert!(stage.twins_agree());
+        assert_eq!(stage.hub.memory.log().len(), told, "nothing more was written by anybody");
+    }
+}
+
+#[test]
+fn after_any_trouble_somebody_owns_again_within_the_bound() {
+    // Each kind of trouble by itself, longer than any time-out but those of calls in flight; `sweep` mixes them.
+    type Trouble = fn(&mut Stage, usize);
+    let troubles: [(&str, Trouble); 5] = [
+        ("all links cut", |s, _| (0..3).for_each(|n| s.isolate(n))),
+        ("the owner and a standby lose power", |s, owner| {
+            s.crash(owner);
+            s.crash((owner + 1) % 3);
+        }),
+        ("everybody loses power", |s, _| (0..3).for_each(|n| s.crash(n))),
+        ("all sidecars die", |s, _| (0..3).for_each(|n| s.kill_sidecar(n))),
+        ("one-way cuts in a ring", |s, _| (0..3).for_each(|n| s.cut_one_way(n, (n + 1) % 3))),
+    ];
+    for (what, trouble) in troubles {
+        let (mut stage, owner) = running(Setup::default());
+        trouble(&mut stage, owner);
+        stage.pass(8 * S);
+        stage.heal();
+        for n in 0..3 {
+            stage.start_if_down(n);
+        }
+        let limit = stage.site.timing.refusal() + bound() + 2 * S;
+        let took = stage.until(limit, what, |s| s.running().is_some());
+        println!("{what}: an owner after {took:?}");
+    }
+}
+
+/// Two members with old logs must not keep out the only one that can be elected.
+#[test]
+fn members_with_old_logs_give_way_to_the_one_that_can_win() {
+    let (mut stage, owner) = running(Setup::default());
+    let (newest, late) = ((owner + 1) % 3, (owner + 2) % 3);
+    // An ownership that one of the two standbys does not hear of.
+    stage.crash(late);
+    stage.transfer(newest);
+    another_runs(&mut stage, bound(), owner);
+    stage.pass(S);
+    // The one with the newest log goes away; the other two campaign in vain for long.
+    stage.crash(newest);
+    stage.cut(owner, late);
+    stage.start(late);
+    stage.pass(12 * S);
+    stage.crash(owner);
+    stage.start(newest);
+    stage.heal();
+    stage.until(6 * S, "the one with the newest log owns", |s| s.running() == Some(newest));
+}
+
+/// Answers that travel for long are worth what their questions were worth.
+#[test]
+fn the_owners_links_are_slow_and_then_cut() {
+    for seed in 1..=6 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        stage.slow_links(owner, 120 * MS);
+        stage.pass(3 * S + MS * 17 * u32::try_from(seed).expect("small"));
+        assert_eq!(stage.running(), Some(owner), "a slow network is no reason to move");
+        stage.isolate(owner);
+        another_runs(&mut stage, bound() + S, owner);
+        stage.pass(S);
+    }
+}
+
+/// A workload that not even KILL ends: its fencer gives no receipt, and its device must not help to elect another owner.
+#[test]
+fn a_workload_that_cannot_be_ended_keeps_its_device_from_voting() {
+    let (mut stage, owner) = running(Setup::default());
+    let (other, dead) = ((owner + 1) % 3, (owner + 2) % 3);
+    stage.ledger.stick(&stage.devices[owner].id, true);
+    stage.crash(dead);
+    stage.cut(owner, other);
+    stage.pass(5 * S);
+    // The other is alone and needs the vote of the device on which the workload still runs.
+    stage.heal();
+    stage.pass(5 * S);
+    assert_eq!(stage.running(), Some(owner));
+    assert_eq!(stage.epochs(), [1]);
+    stage.ledger.stick(&stage.devices[owner].id, false);
+    stage.pass(5 * S);
+    stage.someone_runs(3 * S);
 }

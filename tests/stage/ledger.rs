@@ -4,7 +4,7 @@
 //! grace, and takes its time to stop. Its fencer's behaviour without a sidecar is part of the model.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -32,8 +32,11 @@ pub struct Run {
 #[derive(Default)]
 struct Book {
     runs: Vec<Run>,
+    version: u64,
     /// After a sidecar's death: until when its workload lives on, in true time.
     orphans: BTreeMap<DeviceId, Duration>,
+    /// Devices whose workload cannot be ended now, as in an uninterruptible wait of the kernel.
+    stuck: BTreeSet<DeviceId>,
 }
 
 /// All runs of all devices. Clones share it.
@@ -50,15 +53,32 @@ impl Ledger {
     }
 
     fn begin(&self, device: &DeviceId, epoch: Epoch) {
-        self.book().runs.push(Run { device: device.clone(), epoch, from: now(), to: None });
+        let mut book = self.book();
+        book.version += 1;
+        book.runs.push(Run { device: device.clone(), epoch, from: now(), to: None });
     }
 
     fn end(&self, device: &DeviceId, at: Duration) {
         let mut book = self.book();
         book.orphans.remove(device);
+        book.version += 1;
         for run in book.runs.iter_mut().filter(|r| r.device == *device && r.to.is_none()) {
             run.to = Some(at);
         }
+    }
+
+    /// From now on the device's workload cannot be ended, or can be again.
+    pub fn stick(&self, device: &DeviceId, stuck: bool) {
+        let mut book = self.book();
+        if stuck {
+            book.stuck.insert(device.clone());
+        } else {
+            book.stuck.remove(device);
+        }
+    }
+
+    fn is_stuck(&self, device: &DeviceId) -> bool {
+        self.book().stuck.contains(device)
     }
 
     /// The device is without power from now on.
@@ -70,7 +90,10 @@ impl Ledger {
     /// The sidecar is dead from now on; the fencer stops the workload within the grace.
     pub fn orphan(&self, device: &DeviceId, timing: Timing) {
         let at = self.last_seen() + timing.kill_after();
-        self.book().orphans.insert(device.clone(), at);
+        let mut book = self.book();
+        if book.runs.iter().any(|r| r.device == *device && r.to.is_none()) {
+            book.orphans.insert(device.clone(), at);
+        }
     }
 
     /// Outside of the simulation turmoil does not tell the time; the newest entry of the checker does.
@@ -80,6 +103,9 @@ impl Ledger {
 
     fn settle(&self, at: Duration) {
         CLOCK.with(|c| *c.borrow_mut() = at);
+        if self.book().orphans.is_empty() {
+            return;
+        }
         let dead: Vec<DeviceId> =
             self.book().orphans.iter().filter(|(_, until)| **until <= at).map(|(d, _)| d.clone()).collect();
         for device in dead {
@@ -87,18 +113,24 @@ impl Ledger {
         }
     }
 
+    /// Grows with every start and every end.
+    pub fn version(&self) -> u64 {
+        self.book().version
+    }
+
     /// Who runs now.
     pub fn running(&self) -> Vec<(DeviceId, Epoch)> {
         self.book().runs.iter().filter(|r| r.to.is_none()).map(|r| (r.device.clone(), r.epoch)).collect()
     }
 
-    /// Two that ran at the same time, if any.
-    pub fn overlap(&self) -> Option<String> {
+    /// Two that ran at the same time, or in the wrong order of epochs, if any.
+    pub fn broken(&self) -> Option<String> {
         let book = self.book();
         for (i, a) in book.runs.iter().enumerate() {
             for b in &book.runs[i + 1..] {
+                let ordered = a.epoch < b.epoch || (a.epoch == b.epoch && a.device == b.device);
                 let apart = a.to.is_some_and(|end| end <= b.from) || b.to.is_some_and(|end| end <= a.from);
-                if !apart {
+                if !apart || !ordered {
                     return Some(format!("{a:?} and {b:?}"));
                 }
             }
@@ -180,6 +212,7 @@ impl Workload for SimWorkload {
                 loop {
                     let deadline = *until.lock().unwrap_or_else(PoisonError::into_inner);
                     tokio::select! {
+                        biased;
                         () = stop.notified() => {
                             observed.send_replace(Observed::Stopping { epoch: grant.epoch });
                             // Told to stop, it takes a moment.
@@ -196,6 +229,9 @@ impl Workload for SimWorkload {
                             break;
                         }
                     }
+                }
+                while ledger.is_stuck(&device) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 ledger.end(&device, now());
                 observed.send_replace(Observed::Stopped);

@@ -2,10 +2,13 @@
 //! simulated disks and clocks, with a workload that writes down when it ran.
 //!
 //! What is simulated: sockets (turmoil), time (tokio's, paused), the boot clock of each device (offset and rate of its
-//! own), the disk (`MemoryDisk`, survives a crash but for what was not yet written), the workload and its fencer.
-//! Everything else is the product. The same seed gives the same run.
+//! own), the disk (`MemoryDisk`, survives a crash but for what was not yet written), the workload and its fencer, the
+//! IoT Hub (`MemoryHub` behind a line of its own per device). Everything else is the product, the mirror included.
+//! The same seed gives the same run.
 
+pub mod hub;
 pub mod ledger;
+mod log;
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use hub::{SimLine, SiteHub};
 use ledger::{Ledger, SimWorkload};
 use quorate::{
     clock::{Clock, Moment},
@@ -87,6 +91,7 @@ pub struct Device {
     pub transfer_to: Arc<Mutex<Option<DeviceId>>>,
     pub leave: Arc<Mutex<bool>>,
     pub lives: Arc<Mutex<u64>>,
+    pub line: SimLine,
 }
 
 /// A simulated site.
@@ -95,7 +100,19 @@ pub struct Stage {
     pub site: Site,
     pub devices: Vec<Device>,
     pub ledger: Ledger,
+    pub hub: SiteHub,
     pub seed: u64,
+    checked: Checked,
+}
+
+/// What was looked at last, so that only what is new is looked at again.
+#[derive(Default)]
+struct Checked {
+    ledger: u64,
+    owners: BTreeMap<u64, (DeviceId, Incarnation)>,
+    /// Each device's life, and the epoch that it has last known.
+    epochs: BTreeMap<usize, (u64, u64)>,
+    reached: u64,
 }
 
 /// What a stage is set up with.
@@ -109,6 +126,8 @@ pub struct Setup {
     pub loss: f64,
     /// Devices that are not started at first.
     pub absent: Vec<usize>,
+    /// How often the mirror reads all twins again.
+    pub refresh: Duration,
 }
 
 impl Default for Setup {
@@ -121,6 +140,7 @@ impl Default for Setup {
             latency: (Duration::from_micros(200), Duration::from_millis(2)),
             loss: 0.0,
             absent: Vec::new(),
+            refresh: Duration::from_secs(30),
         }
     }
 }
@@ -132,6 +152,7 @@ fn name(n: usize) -> String {
 impl Stage {
     /// Builds the site; no time passes yet.
     pub fn new(setup: Setup) -> Stage {
+        log::if_asked();
         let timing = Timing::new(&setup.timing).expect("consistent");
         let member = |n| Member {
             device: DeviceId::new(name(n)).expect("a name"),
@@ -156,6 +177,14 @@ impl Stage {
         let ledger = Ledger::default();
         let mut dice = Dice::new(setup.seed);
         let mut devices = Vec::new();
+        let ids: Vec<DeviceId> = site.members.iter().map(|m| m.device.clone()).collect();
+        let hub_clock = SimClock {
+            offset: Duration::ZERO,
+            rate_ppm: 0,
+            wall_ms: Arc::new(Mutex::new(1_800_000_000_000)),
+        };
+        let hub = SiteHub::new(Arc::new(hub_clock), &ids, &mut Dice::new(setup.seed ^ 0x0068_7562));
+        let refresh = setup.refresh;
         for n in 0..setup.devices {
             let wall_ms = Arc::new(Mutex::new(1_800_000_000_000));
             let contents = Contents { entries: [first(&site)].into(), ..Contents::default() };
@@ -173,17 +202,19 @@ impl Stage {
                 transfer_to: Arc::default(),
                 leave: Arc::default(),
                 lives: Arc::default(),
+                line: hub.lines[n].clone(),
             };
             let (site, ledger, own) = (site.clone(), ledger.clone(), device.clone());
             let seed = dice.throw();
-            let run = Rc::new(move || life(site.clone(), own.clone(), ledger.clone(), seed));
+            let run = Rc::new(move || life(site.clone(), own.clone(), ledger.clone(), refresh, seed));
             sim.host(name(n), move || {
                 let run = run.clone();
                 async move { run().await }
             });
             devices.push(device);
         }
-        let mut stage = Stage { sim, site, devices, ledger, seed: setup.seed };
+        let mut stage =
+            Stage { sim, site, devices, ledger, hub, seed: setup.seed, checked: Checked::default() };
         for n in setup.absent {
             stage.crash(n);
         }
@@ -216,23 +247,43 @@ impl Stage {
     }
 
     /// The promises that hold at every instant.
-    fn check(&self) {
-        if let Some(overlap) = self.ledger.overlap() {
-            panic!("seed {}: two workloads run: {overlap}\n{}", self.seed, self.ledger.tell());
+    fn check(&mut self) {
+        let version = self.ledger.version();
+        if std::mem::replace(&mut self.checked.ledger, version) != version
+            && let Some(broken) = self.ledger.broken()
+        {
+            panic!(
+                "seed {}: two workloads overlap, or an epoch came back: {broken}\n{}",
+                self.seed,
+                self.ledger.tell()
+            );
         }
-        let mut owners: BTreeMap<u64, (DeviceId, Incarnation)> = BTreeMap::new();
-        for device in &self.devices {
-            let record = device.record.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            if let Some(owner) = record.as_ref().and_then(|r| r.owner.clone()) {
-                let first =
-                    owners.entry(owner.epoch.get()).or_insert((owner.device.clone(), owner.incarnation));
-                assert_eq!(
-                    *first,
-                    (owner.device, owner.incarnation),
-                    "seed {}: one epoch, two owners",
-                    self.seed
-                );
-            }
+        for n in 0..self.devices.len() {
+            self.check_record(n);
+        }
+        if let Err(broken) = self.hub.check(self.checked.reached) {
+            panic!("seed {}: {broken}\n{}", self.seed, self.ledger.tell());
+        }
+    }
+
+    /// One owner per epoch, and no device's epoch goes back.
+    fn check_record(&mut self, n: usize) {
+        let record = self.devices[n].record.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(record) = record.as_ref() else { return };
+        let epoch = record.epoch.get();
+        let life = *self.devices[n].lives.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.checked.epochs.entry(n).or_default();
+        if (life, epoch) == *known {
+            return;
+        }
+        // A restart applies the log again from its snapshot on, so this holds within one life.
+        assert!(known.0 != life || known.1 < epoch, "seed {}: an epoch went back: {known:?}", self.seed);
+        *known = (life, epoch);
+        self.checked.reached = self.checked.reached.max(epoch);
+        if let Some(owner) = &record.owner {
+            let this = (owner.device.clone(), owner.incarnation);
+            let first = self.checked.owners.entry(owner.epoch.get()).or_insert_with(|| this.clone());
+            assert_eq!(*first, this, "seed {}: one epoch, two owners", self.seed);
         }
     }
 
@@ -270,7 +321,15 @@ impl Stage {
 
     /// The device starts again, with the disk it had.
     pub fn start(&mut self, n: usize) {
+        *self.devices[n].leave.lock().unwrap_or_else(PoisonError::into_inner) = false;
         self.sim.bounce(name(n));
+    }
+
+    /// The device starts again, unless it is up.
+    pub fn start_if_down(&mut self, n: usize) {
+        if !self.sim.is_host_running(name(n)) {
+            self.start(n);
+        }
     }
 
     /// Cuts both directions between two devices.
@@ -292,6 +351,13 @@ impl Stage {
     pub fn isolate(&mut self, n: usize) {
         for other in (0..self.devices.len()).filter(|o| *o != n) {
             self.cut(n, other);
+        }
+    }
+
+    /// Makes messages between a device and all others slow.
+    pub fn slow_links(&mut self, n: usize, latency: Duration) {
+        for other in (0..self.devices.len()).filter(|o| *o != n) {
+            self.sim.set_link_latency(name(n), name(other), latency);
         }
     }
 
@@ -328,6 +394,16 @@ impl Stage {
         *self.devices[n].wall_ms.lock().unwrap_or_else(PoisonError::into_inner) = unix_ms;
     }
 
+    /// Whether the twins show the present owner.
+    pub fn twins_agree(&self) -> bool {
+        self.running().is_some_and(|n| self.hub.shows(&self.devices[n].id, self.epoch()))
+    }
+
+    /// Waits until the twins show the present owner.
+    pub fn twins_follow(&mut self, limit: Duration) -> Duration {
+        self.until(limit, "the twins show the owner", Stage::twins_agree)
+    }
+
     /// The newest epoch that any device has applied.
     pub fn epoch(&self) -> u64 {
         (0..self.devices.len()).map(|n| self.knows(n)).max().unwrap_or(0)
@@ -340,12 +416,14 @@ fn first(site: &Site) -> (u64, bytes::Bytes) {
 }
 
 /// One life of one device.
-async fn life(site: Site, device: Device, ledger: Ledger, seed: u64) -> turmoil::Result {
+async fn life(site: Site, device: Device, ledger: Ledger, refresh: Duration, seed: u64) -> turmoil::Result {
     let lives = {
         let mut lives = device.lives.lock().unwrap_or_else(PoisonError::into_inner);
         *lives += 1;
         *lives
     };
+    // What the life before knew is on its disk, if anywhere.
+    *device.record.lock().unwrap_or_else(PoisonError::into_inner) = None;
     let mut dice = Dice::new(seed ^ lives.wrapping_mul(0x9e37_79b9));
     let clock: Arc<dyn Clock> = device.clock.clone();
     let workload = SimWorkload::new(device.id.clone(), clock.clone(), site.timing, ledger);
@@ -362,10 +440,13 @@ async fn life(site: Site, device: Device, ledger: Ledger, seed: u64) -> turmoil:
         workload: Arc::new(workload),
     };
     let node = Node::start(site.clone(), device.id.clone(), environment).await.map_err(|e| e.to_string())?;
+    let settings = quorate::hub::Settings { refresh, ..quorate::hub::Settings::default() };
+    let _state = node.mirror(Arc::new(device.line.clone()), settings, dice.split());
     let mut record = node.group.record();
     let mut poll = tokio::time::interval(Duration::from_millis(1));
     loop {
         tokio::select! {
+            biased;
             _ = poll.tick() => {}
             Ok(()) = record.changed() => {}
         }

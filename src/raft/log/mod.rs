@@ -316,3 +316,6 @@ pub(crate) fn decode_snapshot(bytes: &Bytes) -> io::Result<(SnapshotMeta, Vec<u8
     let stored = wire::proto::SnapshotRequest::decode(bytes.as_ref()).map_err(invalid)?;
     Ok((wire::take_snapshot_meta(stored.meta).map_err(invalid)?, stored.data.to_vec()))
 }
+
+#[cfg(test)]
+mod tests;

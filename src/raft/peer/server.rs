@@ -96,11 +96,13 @@ impl proto::peer_server::Peer for Service {
         let message = request.into_inner();
         let vote = wire::take_vote(message.ballot)?;
         let ticket = self.guard.begin_vote(Some(ballot(&vote))).map_err(refused)?;
-        // The vote counts whoever's turn it is; from now on it is this candidate's, if nobody else's.
-        let _ = self
-            .deference
-            .give_way(NodeId(vote.leader_id.node_id), Duration::from_micros(message.patience_us));
-        let request = VoteRequest { vote, last_log_id: message.last_log_id.map(wire::take_log_id) };
+        // The vote counts whoever's turn it is; from now on it is this candidate's, if it can win and it is nobody else's.
+        let candidate = NodeId(vote.leader_id.node_id);
+        let theirs = message.last_log_id.map(wire::take_log_id);
+        if theirs >= self.log.last_log_id() {
+            let _ = self.deference.give_way(candidate, Duration::from_micros(message.patience_us));
+        }
+        let request = VoteRequest { vote, last_log_id: theirs };
         // On a task of its own: the ticket must live until Raft has decided, even if the candidate hangs up.
         let raft = self.raft.clone();
         let decided = self.tasks.spawn(async move {

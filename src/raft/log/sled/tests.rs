@@ -202,3 +202,16 @@ fn walk(folder: &Path) -> u64 {
         })
         .sum()
 }
+
+#[test]
+fn a_value_that_does_not_match_its_checksum_is_refused() {
+    let good = seal(b"key", b"content");
+    assert_eq!(unseal(b"key", &good), Some(b"content".as_slice()));
+    assert_eq!(unseal(b"kez", &good), None, "a value that ended up under another key");
+    for bit in 0..good.len() * 8 {
+        let mut bad = good.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(unseal(b"key", &bad), None, "bit {bit}");
+    }
+    assert_eq!(unseal(b"key", b"abc"), None);
+}

@@ -1,0 +1,181 @@
+//! The site's IoT Hub in the simulation: one hub in memory, a line of its own for every device, and the promises that
+//! the twins keep.
+//!
+//! A line takes time in both directions, so that a twin can change between being compared and being written, and a
+//! write can be applied although its sender died before the answer.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use quorate::{
+    clock::Clock,
+    dice::Dice,
+    hub::{
+        BoxFuture, Change, Error, Flag, FlagPath, Hub, Twin,
+        flag::Seen,
+        memory::{Line, MemoryHub},
+    },
+    id::DeviceId,
+};
+use tokio::sync::watch;
+
+/// The longest that a message takes in one direction.
+const LONGEST: Duration = Duration::from_millis(40);
+
+/// One device's line: cut or not, and writes held back or not.
+#[derive(Clone)]
+pub struct SimLine {
+    line: Line,
+    dice: Arc<Mutex<Dice>>,
+    /// Writes wait at the device's end of the line while this is set.
+    held: Arc<watch::Sender<bool>>,
+    waiting: Arc<AtomicU64>,
+    asked: Arc<AtomicU64>,
+    overtaken: Arc<AtomicU64>,
+}
+
+impl SimLine {
+    pub fn cut(&self, cut: bool) {
+        self.line.cut(cut);
+    }
+
+    /// Writes wait on their way to the hub from now on, or go on.
+    pub fn hold_writes(&self, hold: bool) {
+        self.held.send_replace(hold);
+    }
+
+    /// How many writes are waiting.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// How many writes were refused because the twin had changed since it was read.
+    pub fn overtaken(&self) -> u64 {
+        self.overtaken.load(Ordering::SeqCst)
+    }
+
+    /// How many calls have been answered by the hub, whatever the answer.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    async fn travel(&self) {
+        let takes = self.dice.lock().unwrap_or_else(PoisonError::into_inner).up_to(LONGEST);
+        tokio::time::sleep(takes).await;
+    }
+
+    async fn call<T>(&self, call: BoxFuture<'_, Result<T, Error>>) -> Result<T, Error> {
+        self.travel().await;
+        let answer = call.await;
+        if matches!(answer, Err(Error::Changed)) {
+            self.overtaken.fetch_add(1, Ordering::SeqCst);
+        }
+        self.asked.fetch_add(u64::from(!matches!(answer, Err(Error::Unreachable(_)))), Ordering::SeqCst);
+        self.travel().await;
+        answer
+    }
+}
+
+impl Hub for SimLine {
+    fn name(&self) -> &str {
+        self.line.name()
+    }
+
+    fn get_twin<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<Twin, Error>> {
+        Box::pin(self.call(self.line.get_twin(device)))
+    }
+
+    fn patch_twin<'a>(
+        &'a self,
+        device: &'a DeviceId,
+        change: &'a Change,
+        if_match: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Twin, Error>> {
+        Box::pin(async move {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            let _ = self.held.subscribe().wait_for(|held| !held).await;
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            self.call(self.line.patch_twin(device, change, if_match)).await
+        })
+    }
+}
+
+/// The hub, the devices' lines to it, and what the twins have shown so far.
+pub struct SiteHub {
+    pub memory: MemoryHub,
+    pub lines: Vec<SimLine>,
+    devices: Vec<DeviceId>,
+    requests: u64,
+    /// The highest epoch that each twin has shown.
+    highest: BTreeMap<DeviceId, u64>,
+}
+
+impl SiteHub {
+    pub fn new(clock: Arc<dyn Clock>, devices: &[DeviceId], dice: &mut Dice) -> SiteHub {
+        let memory = MemoryHub::new(clock);
+        let lines = devices
+            .iter()
+            .map(|device| {
+                memory.create(device);
+                SimLine {
+                    line: memory.line(),
+                    dice: Arc::new(Mutex::new(dice.split())),
+                    held: Arc::new(watch::Sender::new(false)),
+                    waiting: Arc::default(),
+                    asked: Arc::default(),
+                    overtaken: Arc::default(),
+                }
+            })
+            .collect();
+        SiteHub { memory, lines, devices: devices.to_vec(), requests: 0, highest: BTreeMap::new() }
+    }
+
+    /// What stands in a device's twin.
+    pub fn seen(&self, device: &DeviceId) -> Seen {
+        let twin = self.memory.twin(device).expect("every device of the site has a twin");
+        FlagPath::default().read(&twin.desired.values)
+    }
+
+    /// Whether every twin shows this ownership, and only the owner's as active.
+    pub fn shows(&self, owner: &DeviceId, epoch: u64) -> bool {
+        self.devices.iter().all(|device| match self.seen(device).flag {
+            Some(Flag { active, leader, epoch: at, .. }) => {
+                active == (device == owner) && leader == owner.as_str() && at == epoch
+            }
+            None => false,
+        })
+    }
+
+    /// The twins' promises: no epoch that the site, at `reached`, has not reached; none that goes back; never two
+    /// active flags of one epoch. Nothing is read while nobody has asked the hub for anything.
+    pub fn check(&mut self, reached: u64) -> Result<(), String> {
+        let requests = self.memory.requests();
+        if std::mem::replace(&mut self.requests, requests) == requests {
+            return Ok(());
+        }
+        let mut active: BTreeMap<u64, &DeviceId> = BTreeMap::new();
+        for device in &self.devices {
+            let seen = self.seen(device);
+            let highest = self.highest.entry(device.clone()).or_default();
+            if seen.epoch < *highest {
+                return Err(format!("the twin of {device} went back from {highest} to {}", seen.epoch));
+            }
+            *highest = seen.epoch;
+            if seen.epoch > reached {
+                return Err(format!("the twin of {device} shows {}, the site is at {reached}", seen.epoch));
+            }
+            if seen.active
+                && let Some(other) = active.insert(seen.epoch, device)
+            {
+                return Err(format!("{other} and {device} are both active at epoch {}", seen.epoch));
+            }
+        }
+        Ok(())
+    }
+}
