@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use quorate::timing::{Settings, Timing};
+use quorate::{
+    raft::log::Disk as _,
+    timing::{Settings, Timing},
+};
 
 use crate::stage::{Setup, Stage};
 
@@ -375,4 +378,37 @@ fn a_leader_that_reaches_too_few_lets_the_others_go() {
     stage.cut(owner, others[1]);
     stage.cut(owner, others[2]);
     another_runs(&mut stage, 10 * S, owner);
+}
+
+#[test]
+fn the_successor_dies_when_the_first_owner_comes_back() {
+    // The first owner was cut off and still believes that it leads. The only other device that lives has voted for its
+    // successor: it promises the old leader nothing, and the old leader must let it be elected.
+    for seed in 1..=12 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        stage.isolate(owner);
+        let second = another_runs(&mut stage, bound(), owner);
+        stage.pass(5 * S);
+        stage.crash(second);
+        stage.heal();
+        stage.until(10 * S, "one of the two owns", |s| s.running().is_some());
+    }
+}
+
+#[test]
+fn an_election_dies_with_its_candidate() {
+    // The owner is silent for a moment; one standby gives its vote to the other, which loses power.
+    for seed in 1..=6 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        let others: Vec<usize> = (0..3).filter(|n| *n != owner).collect();
+        let vote = |stage: &Stage, n: usize| stage.devices[n].disk.contents().expect("reads").vote;
+        let before = vote(&stage, owner);
+        stage.isolate(owner);
+        stage.until(2 * S, "both have voted", |s| others.iter().all(|n| vote(s, *n) > before));
+        let voted = vote(&stage, others[0]).expect("voted");
+        let candidate = *others.iter().find(|n| stage.devices[**n].id.node_id().0 == voted.node).expect("one of them");
+        stage.crash(candidate);
+        stage.heal();
+        stage.until(10 * S, "one of the two owns", |s| s.running().is_some());
+    }
 }
