@@ -196,7 +196,7 @@ impl Group {
             .await
             .map_err(|e| io::Error::other(e.to_string()))?;
         let role = follow(&raft, &machine, me, &tasks);
-        let (vouch, deference) = (Vouch::default(), Deference::new(clock.clone()));
+        let (vouch, deference) = (Vouch::new(clock.now()), Deference::new(clock.clone()));
         Ok(Group { raft, guard, peers, roster, log, vouch, deference, machine, role, clock, tasks })
     }
 
