@@ -370,13 +370,17 @@ impl Group {
             Ok(ticket) => ticket,
             Err(refusal) => return hopeless(&refusal),
         };
-        let raft = self.raft.clone();
+        let (raft, guard) = (self.raft.clone(), self.guard.clone());
         let begun = self.tasks.spawn(async move {
             let triggered = raft.trigger().elect().await;
-            // Answered behind the election in the same queue: by then the ballot is observed.
-            let term = raft.with_raft_state(|state| state.vote_ref().leader_id.term).await;
+            // Answered behind the election in the same queue. The vote itself may not have been saved by then: what
+            // Raft has to write waits while it installs a snapshot. So the guard is told here as well.
+            let voted = raft.with_raft_state(|state| types::ballot(state.vote_ref())).await;
+            if let Ok(ballot) = &voted {
+                guard.observe(*ballot);
+            }
             drop(ticket);
-            triggered.and(term)
+            triggered.and(voted.map(|ballot| ballot.term))
         });
         let term = match begun.await {
             Ok(Ok(term)) => term,
