@@ -181,7 +181,8 @@ impl OwnershipLoop {
                 self.trouble.send_replace(String::new());
                 Wake::OnChange
             }
-            Err(workload::Error::Late) => Wake::OnChange,
+            // Looked at again at once: only that tells the guard that nothing runs.
+            Err(workload::Error::Late) => Wake::Now,
             Err(e) => {
                 tracing::error!(condition = "workload.cannot_start", "{e}");
                 self.trouble.send_replace(e.to_string());
