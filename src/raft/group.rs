@@ -20,7 +20,7 @@ use tonic::transport::Server;
 
 use super::{
     deference::{Deference, PATIENCE_MAX},
-    log::{Disk, LogStore, load_vote},
+    log::{Disk, InOrder, LogStore, load_vote},
     machine::{Applied, Machine},
     peer::{
         Roster,
@@ -184,6 +184,7 @@ impl Group {
     pub async fn start(parts: Parts) -> anyhow::Result<Group> {
         let Parts { roster, disk, boot_refusal, dialer, clock, tasks } = parts;
         let contents = disk.contents()?;
+        let disk: Arc<dyn Disk> = Arc::new(InOrder::new(disk, &contents));
         let voted = contents.vote.map(|v| types::ballot(&load_vote(v))).unwrap_or_default();
         let refusal = roster.site.timing.refusal();
         let guard = VoteGuard::new(clock.clone(), refusal, boot_refusal, voted);
