@@ -147,13 +147,22 @@ impl OwnershipLoop {
                 self.workload.extend(*until);
                 Wake::At(*until)
             }
-            Action::Stop => match self.workload.stop().await {
-                Ok(()) => Wake::OnChange,
-                Err(e) => {
-                    tracing::error!("the workload's end is not confirmed: {e}");
-                    Wake::At(self.clock.now() + START_PAUSE)
+            Action::Stop => {
+                // What others were told they may rely on is the lease as published, which may be newer than the last
+                // extension. Who cannot be stopped but by waiting (`workload/none.rs`) must wait for that.
+                let epoch = self.workload.observe().borrow().epoch();
+                let held = *self.held.borrow();
+                if let Some(held) = held.filter(|held| Some(held.epoch) == epoch) {
+                    self.workload.extend(held.until);
                 }
-            },
+                match self.workload.stop().await {
+                    Ok(()) => Wake::OnChange,
+                    Err(e) => {
+                        tracing::error!("the workload's end is not confirmed: {e}");
+                        Wake::At(self.clock.now() + START_PAUSE)
+                    }
+                }
+            }
             Action::Release { epoch, successor } => {
                 let roster = self.group.roster();
                 let receipt = StopReceipt {
