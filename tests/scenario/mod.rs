@@ -437,3 +437,20 @@ fn no_answer_outlives_its_truth_in_a_handover() {
     stage.pass(S);
     assert_eq!(stage.ledger.lies(), Vec::<String>::new());
 }
+
+#[test]
+#[ignore = "finding: a witness never leads, so it cannot pass on what only it and the lost owner knew"]
+fn the_witness_knows_more_than_the_only_device_that_may_own() {
+    let (mut stage, owner) = running(Setup { witnesses: vec![2], ..Setup::default() });
+    let other = 1 - owner;
+    stage.crash(other);
+    stage.pass(S);
+    // A new ownership, which only the owner and the witness have written.
+    stage.kill_sidecar(owner);
+    stage.start(owner);
+    stage.until(4 * S, "the owner is back", |s| s.epochs().len() == 2);
+    stage.pass(S);
+    stage.crash(owner);
+    stage.start(other);
+    stage.until(20 * S, "the only device that may own does", |s| s.running() == Some(other));
+}

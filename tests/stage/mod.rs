@@ -115,6 +115,8 @@ pub struct Setup {
     pub loss: f64,
     /// Devices that are not started at first.
     pub absent: Vec<usize>,
+    /// Devices that vote and never own.
+    pub witnesses: Vec<usize>,
 }
 
 impl Default for Setup {
@@ -127,6 +129,7 @@ impl Default for Setup {
             latency: (Duration::from_micros(200), Duration::from_millis(2)),
             loss: 0.0,
             absent: Vec::new(),
+            witnesses: Vec::new(),
         }
     }
 }
@@ -142,7 +145,7 @@ impl Stage {
         let member = |n| Member {
             device: DeviceId::new(name(n)).expect("a name"),
             address: format!("{}:{PORT}", name(n)),
-            role: Role::Voter,
+            role: if setup.witnesses.contains(&n) { Role::Witness } else { Role::Voter },
         };
         let site = Site {
             id: SiteId::new("plant-7").expect("a name"),
