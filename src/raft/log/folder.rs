@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    id::{DeviceId, SiteId},
+    id::{DeviceId, SiteId, fnv1a},
     site::Site,
 };
 
@@ -52,6 +52,11 @@ pub enum Error {
         /// Its site.
         site: SiteId,
     },
+    /// The store was made for another member list.
+    #[error(
+        "the store in {0} was made for other members or roles than site.members lists now, and cannot change them: the epochs would be counted anew; restore the list that it was made with"
+    )]
+    OtherMembers(PathBuf),
     /// Another sidecar works in it.
     #[error("the data folder {0} is in use by another sidecar; stop that one first")]
     InUse(PathBuf),
@@ -71,6 +76,9 @@ struct Identity {
     ready: bool,
     /// The longest refusal window ever configured here: what a promise before a restart may have been worth.
     refusal_us: u64,
+    /// A digest of the members and roles that the store was made for: what it holds means something else for others.
+    #[serde(default)]
+    members: Option<String>,
 }
 
 /// An opened data folder.
@@ -116,19 +124,27 @@ pub fn open(
         return Err(damaged("there is a store, but its identity.json is gone".into()));
     }
     let first_start = !known.as_ref().is_some_and(|k| k.ready);
+    let members = members(site);
+    if let Some(Identity { ready: true, members: Some(made_for), .. }) = &known
+        && *made_for != members
+    {
+        return Err(Error::OtherMembers(path.to_owned()));
+    }
     let mut identity = known.unwrap_or_else(|| Identity {
         format: 1,
         site: site.id.clone(),
         device: device.clone(),
         ready: false,
         refusal_us,
+        members: None,
     });
     if identity.format > 1 {
         return Err(damaged(format!("it was written by a newer version (format {})", identity.format)));
     }
     let longest = identity.refusal_us.max(refusal_us);
-    if first_start || longest != identity.refusal_us {
+    if first_start || longest != identity.refusal_us || identity.members.is_none() {
         identity.refusal_us = longest;
+        identity.members = Some(members);
         write(path, &identity).map_err(not_writable)?;
     }
     let opened = if first_start {
@@ -147,6 +163,13 @@ pub fn open(
         write(path, &identity).map_err(not_writable)?;
     }
     Ok(Folder { disk, boot_refusal: Duration::from_micros(longest), first_start })
+}
+
+fn members(site: &Site) -> String {
+    let mut members: Vec<String> =
+        site.members.iter().map(|m| format!("{} {}\n", m.device, m.role)).collect();
+    members.sort_unstable();
+    format!("{:016x}", fnv1a(members.concat().as_bytes()))
 }
 
 fn read(folder: &Path) -> io::Result<Option<Identity>> {

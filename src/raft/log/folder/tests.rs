@@ -52,6 +52,25 @@ fn a_folder_of_somebody_else_is_refused_and_named() {
 }
 
 #[test]
+fn a_store_is_not_opened_for_other_members_or_roles() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let plant = site("plant-7", 400);
+    drop(open_as(dir.path(), "edge-1", &plant).expect("makes it"));
+    let mut witness = plant.clone();
+    witness.members[2].role = Role::Witness;
+    let mut fewer = plant.clone();
+    fewer.members.pop();
+    for other in [witness, fewer] {
+        let error = reopen(dir.path(), "edge-1", &other).expect_err("other members");
+        assert!(matches!(error, Error::OtherMembers(_)), "{error}");
+    }
+    let mut moved = plant;
+    moved.members.reverse();
+    moved.members[0].address = "10.0.0.99:7600".into();
+    reopen(dir.path(), "edge-1", &moved).expect("order and addresses may change");
+}
+
+#[test]
 fn missing_file_and_read_only_are_told_apart() {
     let dir = tempfile::tempdir().expect("a folder");
     let plant = site("plant-7", 400);
@@ -90,6 +109,7 @@ fn a_first_start_that_was_cut_short_is_repeated() {
         device: DeviceId::new("edge-1").expect("a name"),
         ready: false,
         refusal_us: 1,
+        members: None,
     };
     write(dir.path(), &identity).expect("writes");
     fs::create_dir(dir.path().join("store")).expect("creates");
