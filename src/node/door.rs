@@ -235,13 +235,15 @@ pub(super) fn answer(node: &Node) -> Answer {
 
 fn permit(node: &Node) -> Permit {
     let now = node.clock().now();
+    // The lease first: if the decision still says "owning" after that, a stop waits for this lease too.
+    let own = own(node, now);
     let reason = node.decided.borrow().as_ref().map(|d| d.reason.clone());
     let running = match *node.observed.borrow() {
         Observed::Running { epoch, .. } => Some(epoch),
         _ => None,
     };
     let told = reason.as_ref().map_or_else(|| "this sidecar is starting".to_owned(), ToString::to_string);
-    match own(node, now) {
+    match own {
         Some(held)
             if running == Some(held.epoch)
                 && matches!(reason, Some(Reason::Owning { .. } | Reason::Starting { .. })) =>

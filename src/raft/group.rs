@@ -20,7 +20,7 @@ use tonic::transport::Server;
 
 use super::{
     deference::{Deference, PATIENCE_MAX},
-    log::{Disk, LogStore, load_vote},
+    log::{Disk, InOrder, LogStore, load_vote},
     machine::{Applied, Machine},
     peer::{
         Roster,
@@ -184,6 +184,7 @@ impl Group {
     pub async fn start(parts: Parts) -> anyhow::Result<Group> {
         let Parts { roster, disk, boot_refusal, dialer, clock, tasks } = parts;
         let contents = disk.contents()?;
+        let disk: Arc<dyn Disk> = Arc::new(InOrder::new(disk, &contents));
         let voted = contents.vote.map(|v| types::ballot(&load_vote(v))).unwrap_or_default();
         let refusal = roster.site.timing.refusal();
         let guard = VoteGuard::new(clock.clone(), refusal, boot_refusal, voted);
@@ -196,7 +197,7 @@ impl Group {
             .await
             .map_err(|e| io::Error::other(e.to_string()))?;
         let role = follow(&raft, &machine, me, &tasks);
-        let (vouch, deference) = (Vouch::default(), Deference::new(clock.clone()));
+        let (vouch, deference) = (Vouch::new(clock.now()), Deference::new(clock.clone()));
         Ok(Group { raft, guard, peers, roster, log, vouch, deference, machine, role, clock, tasks })
     }
 
@@ -370,13 +371,17 @@ impl Group {
             Ok(ticket) => ticket,
             Err(refusal) => return hopeless(&refusal),
         };
-        let raft = self.raft.clone();
+        let (raft, guard) = (self.raft.clone(), self.guard.clone());
         let begun = self.tasks.spawn(async move {
             let triggered = raft.trigger().elect().await;
-            // Answered behind the election in the same queue: by then the ballot is observed.
-            let term = raft.with_raft_state(|state| state.vote_ref().leader_id.term).await;
+            // Answered behind the election in the same queue. The vote itself may not have been saved by then: what
+            // Raft has to write waits while it installs a snapshot. So the guard is told here as well.
+            let voted = raft.with_raft_state(|state| types::ballot(state.vote_ref())).await;
+            if let Ok(ballot) = &voted {
+                guard.observe(*ballot);
+            }
             drop(ticket);
-            triggered.and(term)
+            triggered.and(voted.map(|ballot| ballot.term))
         });
         let term = match begun.await {
             Ok(Ok(term)) => term,

@@ -3,6 +3,9 @@
 //! The owner tells with each renewal how much of its lease is left. How long the message travelled is unknown, so the
 //! member counts from a moment of its own that surely lies before: each of its answers carries its clock, the owner
 //! sends that back with the next question, and the lease that is reported was still to run when that came back.
+//!
+//! After a reboot the boot clock begins anew, while the owner still sends back a moment of the boot before. So only
+//! moments of this very life count.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,8 +14,12 @@ use tokio::sync::watch;
 use crate::{clock::Moment, epoch::Epoch, id::NodeId};
 
 /// The newest such knowledge. Clones share it.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Vouch(Arc<watch::Sender<Option<Vouched>>>);
+#[derive(Debug, Clone)]
+pub(crate) struct Vouch {
+    /// When this life of the sidecar began.
+    born: Moment,
+    newest: Arc<watch::Sender<Option<Vouched>>>,
+}
 
 /// `node` owns under `epoch`, and nobody else can before `until` unless it gives up itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +33,20 @@ pub struct Vouched {
 }
 
 impl Vouch {
-    /// The owner's question carried back `echo`, a moment of this member's clock, and said how much lease was `left`.
-    pub(crate) fn heard(&self, node: NodeId, epoch: Epoch, echo: Moment, left: Duration) {
-        if epoch == Epoch::ZERO || echo == Moment::default() || left.is_zero() {
+    /// Nothing is known at first.
+    pub(crate) fn new(born: Moment) -> Vouch {
+        Vouch { born, newest: Arc::default() }
+    }
+
+    /// At `now` the owner's question carried back `echo`, a moment of this member's clock, and said how much lease was
+    /// `left`.
+    pub(crate) fn heard(&self, now: Moment, node: NodeId, epoch: Epoch, echo: Moment, left: Duration) {
+        let own = echo >= self.born && echo <= now;
+        if epoch == Epoch::ZERO || echo == Moment::default() || left.is_zero() || !own {
             return;
         }
         let fresh = Vouched { node, epoch, until: echo + left };
-        self.0.send_if_modified(|newest| {
+        self.newest.send_if_modified(|newest| {
             let better = newest.is_none_or(|old| (old.epoch, old.until) < (epoch, fresh.until));
             if better {
                 *newest = Some(fresh);
@@ -43,7 +57,7 @@ impl Vouch {
 
     /// The newest knowledge, lapsed or not, now and on every change.
     pub(crate) fn watch(&self) -> watch::Receiver<Option<Vouched>> {
-        self.0.subscribe()
+        self.newest.subscribe()
     }
 }
 
@@ -57,18 +71,31 @@ mod tests {
 
     #[test]
     fn counts_from_its_own_earlier_moment_and_never_back() {
-        let vouch = Vouch::default();
+        let vouch = Vouch::new(at(800));
         let read = || *vouch.watch().borrow();
         let (one, two) = (Epoch::new(1).expect("small"), Epoch::new(2).expect("small"));
-        vouch.heard(NodeId(1), one, Moment::default(), Duration::from_millis(300));
+        vouch.heard(at(2000), NodeId(1), one, Moment::default(), Duration::from_millis(300));
         assert_eq!(read(), None, "nothing was echoed yet");
-        vouch.heard(NodeId(1), one, at(1000), Duration::from_millis(300));
+        vouch.heard(at(2000), NodeId(1), one, at(1000), Duration::from_millis(300));
         assert_eq!(read().map(|v| v.until), Some(at(1300)));
-        vouch.heard(NodeId(1), one, at(900), Duration::from_millis(300));
+        vouch.heard(at(2000), NodeId(1), one, at(900), Duration::from_millis(300));
         assert_eq!(read().map(|v| v.until), Some(at(1300)), "a late message does not shorten it");
-        vouch.heard(NodeId(2), two, at(1100), Duration::from_millis(100));
+        vouch.heard(at(2000), NodeId(2), two, at(1100), Duration::from_millis(100));
         assert_eq!(read().map(|v| (v.node, v.until)), Some((NodeId(2), at(1200))));
-        vouch.heard(NodeId(1), one, at(1500), Duration::from_millis(300));
+        vouch.heard(at(2000), NodeId(1), one, at(1500), Duration::from_millis(300));
         assert_eq!(read().map(|v| v.node), Some(NodeId(2)), "an old owner's message changes nothing");
+    }
+
+    #[test]
+    fn a_moment_of_the_boot_before_says_nothing() {
+        let vouch = Vouch::new(at(30_000));
+        let epoch = Epoch::new(1).expect("small");
+        let ten_days = at(10 * 24 * 3_600_000);
+        vouch.heard(at(30_050), NodeId(1), epoch, ten_days, Duration::from_millis(300));
+        assert_eq!(*vouch.watch().borrow(), None, "it would be believed for ten days");
+        vouch.heard(at(30_050), NodeId(1), epoch, at(20_000), Duration::from_secs(60));
+        assert_eq!(*vouch.watch().borrow(), None);
+        vouch.heard(at(30_150), NodeId(1), epoch, at(30_051), Duration::from_millis(300));
+        assert_eq!(vouch.watch().borrow().map(|v| v.until), Some(at(30_351)));
     }
 }

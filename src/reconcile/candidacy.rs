@@ -51,8 +51,10 @@ impl CandidacyLoop {
         let (mut role, mut record, mut unfit) = (self.group.role(), self.group.record(), self.unfit.clone());
         let mut turns = Turns::default();
         loop {
+            // A witness stands too: only it may know what the lost owner wrote, and others are elected once it has
+            // passed that on. It asks for no promises, so it is in nobody's way.
             let stands = role.borrow_and_update().standing == Standing::Follower
-                && unfit.borrow_and_update().is_none();
+                && *unfit.borrow_and_update() != Some(Unfit::Leaving);
             let wait_until = self.earliest(&record.borrow_and_update().clone(), &mut turns);
             let clock = self.clock.clone();
             tokio::select! {
@@ -119,7 +121,8 @@ impl CandidacyLoop {
             .filter(|d| Some(*d) != owner)
             .collect();
         others.sort_unstable();
-        let place = others.iter().position(|d| **d == roster.me).unwrap_or(others.len());
+        // Who never owns goes last, when those who may have had time to fail.
+        let place = others.iter().position(|d| **d == roster.me).unwrap_or(others.len() + 2);
         u32::try_from(place).unwrap_or(u32::MAX)
     }
 

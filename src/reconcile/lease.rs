@@ -183,6 +183,11 @@ impl LeaseLoop {
         }
         if let Err(reason) = &answer.promised {
             tracing::debug!(node = %answer.node, reason, "no promise");
+            // It has voted for somebody else. While a quorum promises regardless, that member can wait; but without
+            // a lease this device must hear of the higher ballot, or its promise to itself keeps the group headless.
+            if self.clock.now().since(state.good) > self.group.roster().site.timing.hold() {
+                self.nudge(state).await;
+            }
             return;
         }
         let timing = &self.group.roster().site.timing;
@@ -194,10 +199,16 @@ impl LeaseLoop {
                 self.publish(Some(Held { epoch: state.target.epoch, until }));
             }
         }
+        if answer.applied < role.applied {
+            self.nudge(state).await;
+        }
+    }
+
+    /// Has Raft send an append, which tells a member what it missed, or this device that it was deposed.
+    async fn nudge(&self, state: &mut State) {
         let now = self.clock.now();
-        if answer.applied < role.applied
-            && now.since(state.nudged) > timing.heartbeat().max(Duration::from_millis(100))
-        {
+        let pause = self.group.roster().site.timing.heartbeat().max(Duration::from_millis(100));
+        if now.since(state.nudged) > pause {
             state.nudged = now;
             self.group.nudge().await;
         }

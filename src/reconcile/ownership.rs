@@ -167,7 +167,8 @@ impl OwnershipLoop {
     async fn stop(&self, reason: &Reason) -> Wake {
         let planned = matches!(reason, Reason::HandingOver { .. } | Reason::Unfit { .. });
         // Others were told of the whole lease. A workload of kind none ends when all of them know better.
-        if let Some(held) = self.held.borrow().filter(|_| planned) {
+        let epoch = self.workload.observe().borrow().epoch();
+        if let Some(held) = self.held.borrow().filter(|held| planned && Some(held.epoch) == epoch) {
             self.workload.extend(held.until);
         }
         match self.workload.stop().await {
@@ -191,7 +192,8 @@ impl OwnershipLoop {
                 self.trouble.send_replace(String::new());
                 Wake::OnChange
             }
-            Err(workload::Error::Late) => Wake::OnChange,
+            // Looked at again at once: only that tells the guard that nothing runs.
+            Err(workload::Error::Late) => Wake::Now,
             Err(e) => {
                 tracing::error!(condition = "workload.cannot_start", "{e}");
                 self.trouble.send_replace(e.to_string());

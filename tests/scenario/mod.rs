@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use quorate::{
     hub::memory::Trouble,
+    raft::log::Disk as _,
     timing::{Settings, Timing},
 };
 
@@ -564,4 +565,68 @@ fn a_workload_that_cannot_be_ended_keeps_its_device_from_voting() {
     stage.ledger.stick(&stage.devices[owner].id, false);
     stage.pass(5 * S);
     stage.someone_runs(3 * S);
+}
+
+#[test]
+fn the_successor_dies_when_the_first_owner_comes_back() {
+    // The first owner was cut off and still believes that it leads. The only other device that lives has voted for its
+    // successor: it promises the old leader nothing, and the old leader must let it be elected.
+    for seed in 1..=12 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        stage.isolate(owner);
+        let second = another_runs(&mut stage, bound(), owner);
+        stage.pass(5 * S);
+        stage.crash(second);
+        stage.heal();
+        stage.until(10 * S, "one of the two owns", |s| s.running().is_some());
+    }
+}
+
+#[test]
+fn an_election_dies_with_its_candidate() {
+    // The owner is silent for a moment; one standby gives its vote to the other, which loses power.
+    for seed in 1..=6 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        let others: Vec<usize> = (0..3).filter(|n| *n != owner).collect();
+        let vote = |stage: &Stage, n: usize| stage.devices[n].disk.contents().expect("reads").vote;
+        let before = vote(&stage, owner);
+        stage.isolate(owner);
+        stage.until(2 * S, "both have voted", |s| others.iter().all(|n| vote(s, *n) > before));
+        let voted = vote(&stage, others[0]).expect("voted");
+        let candidate =
+            *others.iter().find(|n| stage.devices[**n].id.node_id().0 == voted.node).expect("one of them");
+        stage.crash(candidate);
+        stage.heal();
+        stage.until(10 * S, "one of the two owns", |s| s.running().is_some());
+    }
+}
+
+#[test]
+fn no_answer_about_a_lost_owner_outlives_its_truth() {
+    for seed in 1..=4 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        match seed % 2 {
+            0 => stage.crash(owner),
+            _ => stage.isolate(owner),
+        }
+        another_runs(&mut stage, bound(), owner);
+        stage.pass(2 * S);
+        assert_eq!(stage.ledger.lies(), Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+#[test]
+fn the_witness_knows_more_than_the_only_device_that_may_own() {
+    let (mut stage, owner) = running(Setup { witnesses: vec![2], ..Setup::default() });
+    let other = 1 - owner;
+    stage.crash(other);
+    stage.pass(S);
+    // A new ownership, which only the owner and the witness have written.
+    stage.kill_sidecar(owner);
+    stage.start(owner);
+    stage.until(4 * S, "the owner is back", |s| s.epochs().len() == 2);
+    stage.pass(S);
+    stage.crash(owner);
+    stage.start(other);
+    stage.until(20 * S, "the only device that may own does", |s| s.running() == Some(other));
 }

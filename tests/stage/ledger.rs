@@ -37,6 +37,9 @@ struct Book {
     orphans: BTreeMap<DeviceId, Duration>,
     /// Devices whose workload cannot be ended now, as in an uninterruptible wait of the kernel.
     stuck: BTreeSet<DeviceId>,
+    /// Who said who owns under which epoch, and until when that was to stay true.
+    told: BTreeMap<(DeviceId, DeviceId, u64), Duration>,
+    lies: Vec<String>,
 }
 
 /// All runs of all devices. Clones share it.
@@ -79,6 +82,33 @@ impl Ledger {
 
     fn is_stuck(&self, device: &DeviceId) -> bool {
         self.book().stuck.contains(device)
+    }
+
+    /// `speaker` says that `owner` owns under `epoch` and that this stays true for `left`.
+    pub fn told(&self, speaker: &DeviceId, owner: &DeviceId, epoch: u64, left: Duration) {
+        let (now, slack) = (now(), Duration::from_millis(2));
+        let mut book = self.book();
+        let false_now: Vec<String> = book
+            .told
+            .iter()
+            .filter(|((_, who, of), until)| (who, *of) != (owner, epoch) && **until > now + slack)
+            .map(|((by, who, of), until)| {
+                format!(
+                    "at {now:?} {speaker} says {owner} epoch {epoch}; {by} said {who} epoch {of} until {until:?}"
+                )
+            })
+            .collect();
+        // One is enough to tell, and it goes on every millisecond.
+        if book.lies.is_empty() {
+            book.lies.extend(false_now);
+        }
+        let until = book.told.entry((speaker.clone(), owner.clone(), epoch)).or_default();
+        *until = (*until).max(now + left);
+    }
+
+    /// Answers that were contradicted while they were to be true.
+    pub fn lies(&self) -> Vec<String> {
+        self.book().lies.clone()
     }
 
     /// The device is without power from now on.

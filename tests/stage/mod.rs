@@ -26,15 +26,21 @@ use quorate::{
     clock::{Clock, Moment},
     dice::Dice,
     id::{DeviceId, Incarnation, SiteId},
-    node::{Environment, Node},
+    node::{
+        Environment, Node,
+        door::{NodeDoor, Surroundings},
+    },
     ownership::record::Record,
     raft::{
         log::{Contents, memory::MemoryDisk},
         peer::transport::{Connection, Dialer, Incoming},
     },
     site::{Member, Role, Site},
+    status::door::{Answer, Door as _},
     timing::{Settings, Timing},
 };
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 const PORT: u16 = 7600;
 
@@ -128,6 +134,8 @@ pub struct Setup {
     pub absent: Vec<usize>,
     /// How often the mirror reads all twins again.
     pub refresh: Duration,
+    /// Devices that vote and never own.
+    pub witnesses: Vec<usize>,
 }
 
 impl Default for Setup {
@@ -141,6 +149,7 @@ impl Default for Setup {
             loss: 0.0,
             absent: Vec::new(),
             refresh: Duration::from_secs(30),
+            witnesses: Vec::new(),
         }
     }
 }
@@ -157,7 +166,7 @@ impl Stage {
         let member = |n| Member {
             device: DeviceId::new(name(n)).expect("a name"),
             address: format!("{}:{PORT}", name(n)),
-            role: Role::Voter,
+            role: if setup.witnesses.contains(&n) { Role::Witness } else { Role::Voter },
         };
         let site = Site {
             id: SiteId::new("plant-7").expect("a name"),
@@ -426,11 +435,11 @@ async fn life(site: Site, device: Device, ledger: Ledger, refresh: Duration, see
     *device.record.lock().unwrap_or_else(PoisonError::into_inner) = None;
     let mut dice = Dice::new(seed ^ lives.wrapping_mul(0x9e37_79b9));
     let clock: Arc<dyn Clock> = device.clock.clone();
-    let workload = SimWorkload::new(device.id.clone(), clock.clone(), site.timing, ledger);
+    let workload = SimWorkload::new(device.id.clone(), clock.clone(), site.timing, ledger.clone());
     // A sidecar waits for whatever its predecessor left running before it takes part.
     workload.none_left().await;
     let environment = Environment {
-        clock,
+        clock: clock.clone(),
         dice: dice.split(),
         incarnation: Incarnation(dice.throw()),
         store: device.id.node_id().0,
@@ -443,6 +452,15 @@ async fn life(site: Site, device: Device, ledger: Ledger, refresh: Duration, see
     let node = Node::start(site.clone(), device.id.clone(), environment).await.map_err(|e| e.to_string())?;
     let settings = quorate::hub::Settings { refresh, ..quorate::hub::Settings::default() };
     let _state = node.mirror(Arc::new(device.line.clone()), settings, dice.split());
+    let node = Arc::new(node);
+    let surroundings = Surroundings {
+        mirror: None,
+        workload_kind: "process",
+        workload_conditions: watch::channel(Vec::new()).1,
+    };
+    let (faces, stop) = (TaskTracker::new(), CancellationToken::new());
+    let door = NodeDoor::open(node.clone(), surroundings, dice.split(), &faces, stop.clone());
+    let _stop = stop.drop_guard();
     let mut record = node.group.record();
     let mut poll = tokio::time::interval(Duration::from_millis(1));
     loop {
@@ -450,6 +468,10 @@ async fn life(site: Site, device: Device, ledger: Ledger, refresh: Duration, see
             biased;
             _ = poll.tick() => {}
             Ok(()) = record.changed() => {}
+        }
+        let moment = clock.now();
+        if let Answer::Known { owner: Some(owner), epoch, until, .. } = door.answers().borrow().at(moment) {
+            ledger.told(&device.id, &owner, epoch.get(), until.since(moment));
         }
         let now = record.borrow_and_update().record.clone();
         *device.record.lock().unwrap_or_else(PoisonError::into_inner) = Some(now.clone());

@@ -153,3 +153,17 @@ proptest! {
         prop_assert_eq!(whole, resumed);
     }
 }
+
+/// Why a store must not be opened with another member list (`raft/log/folder.rs`).
+#[test]
+fn the_same_commands_count_other_epochs_for_other_members() {
+    let commands = [claim(1, 10, 0), claim(2, 20, 1), claim(1, 11, 2)];
+    let mut later = site();
+    later.members[0].role = Role::Witness;
+    let epoch = |site: &Site| {
+        let mut record = Record::new(site);
+        commands.iter().for_each(|c| drop(record.apply(c)));
+        record.epoch.get()
+    };
+    assert_eq!((epoch(&site()), epoch(&later)), (3, 0));
+}

@@ -8,6 +8,7 @@
 //! store lies behind is decided in this room alone.
 
 pub mod folder;
+mod in_order;
 pub mod mark;
 pub mod memory;
 pub mod sled;
@@ -26,6 +27,7 @@ use std::{
 };
 
 use bytes::Bytes;
+pub(crate) use in_order::InOrder;
 use openraft::{
     EntryPayload, ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogReader, StorageIOError,
     storage::{LogFlushed, RaftLogStorage},

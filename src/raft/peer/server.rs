@@ -219,7 +219,8 @@ impl proto::peer_server::Peer for Service {
         let promised = self.guard.promise(ballot, epoch, Duration::from_micros(message.refusal_us));
         if promised.is_ok() {
             let asked = Moment::from_nanos(message.echo_ns);
-            self.vouch.heard(caller, epoch, asked, Duration::from_micros(message.lease_left_us));
+            let left = Duration::from_micros(message.lease_left_us);
+            self.vouch.heard(self.clock.now(), caller, epoch, asked, left);
         }
         let applied = self.raft.metrics().borrow().last_applied.map_or(0, |id| id.index);
         Ok(Response::new(proto::RenewReply {
