@@ -26,9 +26,10 @@ pub struct Vouched {
 }
 
 impl Vouch {
-    /// The owner's question carried back `echo`, a moment of this member's clock, and said how much lease was `left`.
-    pub(crate) fn heard(&self, node: NodeId, epoch: Epoch, echo: Moment, left: Duration) {
-        if epoch == Epoch::ZERO || echo == Moment::default() || left.is_zero() {
+    /// The owner's question carried back `echo`, a moment of this member's clock, and said how much lease was `left`. At
+    /// `now`, such a moment has passed; one that has not was never this member's.
+    pub(crate) fn heard(&self, node: NodeId, epoch: Epoch, echo: Moment, left: Duration, now: Moment) {
+        if epoch == Epoch::ZERO || echo == Moment::default() || left.is_zero() || echo > now {
             return;
         }
         let fresh = Vouched { node, epoch, until: echo + left };
@@ -60,15 +61,17 @@ mod tests {
         let vouch = Vouch::default();
         let read = || *vouch.watch().borrow();
         let (one, two) = (Epoch::new(1).expect("small"), Epoch::new(2).expect("small"));
-        vouch.heard(NodeId(1), one, Moment::default(), Duration::from_millis(300));
+        vouch.heard(NodeId(1), one, Moment::default(), Duration::from_millis(300), at(2000));
         assert_eq!(read(), None, "nothing was echoed yet");
-        vouch.heard(NodeId(1), one, at(1000), Duration::from_millis(300));
+        vouch.heard(NodeId(1), one, at(1000), Duration::from_millis(300), at(2000));
         assert_eq!(read().map(|v| v.until), Some(at(1300)));
-        vouch.heard(NodeId(1), one, at(900), Duration::from_millis(300));
+        vouch.heard(NodeId(1), one, at(900), Duration::from_millis(300), at(2000));
         assert_eq!(read().map(|v| v.until), Some(at(1300)), "a late message does not shorten it");
-        vouch.heard(NodeId(2), two, at(1100), Duration::from_millis(100));
+        vouch.heard(NodeId(2), two, at(1100), Duration::from_millis(100), at(2000));
         assert_eq!(read().map(|v| (v.node, v.until)), Some((NodeId(2), at(1200))));
-        vouch.heard(NodeId(1), one, at(1500), Duration::from_millis(300));
+        vouch.heard(NodeId(1), one, at(1500), Duration::from_millis(300), at(2000));
         assert_eq!(read().map(|v| v.node), Some(NodeId(2)), "an old owner's message changes nothing");
+        vouch.heard(NodeId(2), two, at(2001), Duration::from_millis(300), at(2000));
+        assert_eq!(read().map(|v| v.until), Some(at(1200)), "that moment has not been yet");
     }
 }
