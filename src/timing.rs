@@ -100,7 +100,8 @@ const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 const HOLD_MIN: Duration = Duration::from_millis(30);
 const GRACE_MIN: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_secs(60);
-const REFUSAL_MAX: Duration = Duration::from_secs(600);
+/// The longest refusal window that can be configured.
+pub const REFUSAL_MAX: Duration = Duration::from_secs(600);
 const DRIFT_PPM: std::ops::RangeInclusive<u32> = 500..=100_000;
 
 impl Timing {

@@ -7,7 +7,7 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -16,7 +16,6 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::Sleep,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::Connected};
@@ -27,13 +26,13 @@ use super::{
     service::Service,
     socket::Socket,
 };
-use crate::status::door::Handle;
+use crate::{
+    raft::peer::probation::{HTTP2_PREFACE, OnProbation, Proof},
+    status::door::Handle,
+};
 
+/// More wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;
-/// The client's side of HTTP/2 begins with a fixed text of this many bytes (RFC 9113, 3.4).
-const PREFACE_BYTES: usize = 24;
-/// Until then a connection is nobody.
-const PREFACE_TIME: Duration = Duration::from_secs(5);
 /// Requests are a few hundred bytes.
 const MESSAGE_MAX_BYTES: usize = 64 * 1024;
 const STREAMS_PER_CONNECTION: u32 = 32;
@@ -112,8 +111,8 @@ fn incoming(listeners: Listeners) -> impl Stream<Item = Result<Connection, io::E
                 }
             }
         };
-        let patience = Some(Box::pin(tokio::time::sleep(PREFACE_TIME)));
-        Some((Ok(Connection { io, heard: 0, patience, _slot: slot }), (listeners, slots)))
+        let connection = OnProbation::new(io, Proof::Bytes(HTTP2_PREFACE), slot);
+        Some((Ok(Connection(connection)), (listeners, slots)))
     })
 }
 
@@ -146,14 +145,45 @@ enum Io {
     Unix(UnixStream),
 }
 
-/// A connection that must begin to speak soon, and gives its slot back when it ends.
-#[derive(Debug)]
-struct Connection {
-    io: Io,
-    heard: usize,
-    patience: Option<Pin<Box<Sleep>>>,
-    _slot: OwnedSemaphorePermit,
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
 }
+
+impl AsyncWrite for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Io::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
+            Io::Unix(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Io::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Io::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A connection that must begin to speak soon, and gives its place back when it ends.
+#[derive(Debug)]
+struct Connection(OnProbation<Io, OwnedSemaphorePermit>);
 
 impl Connected for Connection {
     type ConnectInfo = ();
@@ -166,43 +196,20 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let before = buf.filled().len();
-        let read = match &mut this.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        };
-        let Some(patience) = &mut this.patience else { return read };
-        this.heard += buf.filled().len() - before;
-        if this.heard >= PREFACE_BYTES {
-            this.patience = None;
-        } else if read.is_pending() {
-            ready!(patience.as_mut().poll(cx));
-            return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)));
-        }
-        read
+        Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
-            Io::Unix(stream) => Pin::new(stream).poll_write(cx, data),
-        }
+        Pin::new(&mut self.0).poll_write(cx, data)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Io::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        Pin::new(&mut self.0).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// For how long a refused sidecar stays a condition.
-const KNOCK_SHOWN_MS: u64 = 60_000;
+const KNOCK_SHOWN: Duration = Duration::from_secs(60);
 /// After this long without a word a member is silent.
 const SILENT: Duration = Duration::from_secs(3);
 
@@ -213,9 +213,8 @@ impl NodeDoor {
             raised.push(Raised::new(Condition::LeaseLapsed, format!("epoch {epoch}")));
         }
         raised.extend(self.surroundings.workload_conditions.borrow().iter().cloned());
-        let wall = node.clock().wall_ms();
         for knock in node.group.roster().knocks() {
-            if wall.abs_diff(knock.last_unix_ms) < KNOCK_SHOWN_MS {
+            if now.since(knock.last) < KNOCK_SHOWN {
                 let name = if knock.device.is_empty() {
                     knock.address.clone()
                 } else {
@@ -223,6 +222,10 @@ impl NodeDoor {
                 };
                 raised.push(Raised::new(Condition::PeerRefused, format!("{name}: {}", knock.reason)));
             }
+        }
+        let contacts = node.group.roster().contacts();
+        for contact in contacts.values().filter(|c| !c.refuses.is_empty()) {
+            raised.push(Raised::new(Condition::PeerRefused, format!("this sidecar was {}", contact.refuses)));
         }
         if let Some((mirror, _)) = &self.surroundings.mirror {
             raised.extend(mirror.borrow().conditions.iter().cloned());

@@ -75,6 +75,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let bound = bind(&config).await?;
     let (opened, workload_kind) = open_workload(&config, &clock, &tasks, &stop).await?;
 
+    let _lock = folder.lock;
     let disk: Arc<dyn Disk> = Arc::new(folder.disk);
     let environment = Environment {
         clock: clock.clone(),

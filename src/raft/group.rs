@@ -224,6 +224,8 @@ impl Group {
         Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(2)))
             .http2_keepalive_timeout(Some(Duration::from_secs(2)))
+            .http2_max_header_list_size(16 * 1024)
+            .http2_max_pending_accept_reset_streams(Some(20))
             .max_concurrent_streams(64)
             .max_frame_size(Some(64 << 10))
             .initial_stream_window_size(Some(u32::try_from(MESSAGE_MAX).unwrap_or(u32::MAX)))
@@ -435,7 +437,11 @@ impl Group {
         let me = self.roster.me.node_id();
         let last: Option<LogId> = self.log.last_log_id();
         let message = proto::VoteRequest {
-            ballot: Some(proto::Ballot { term: self.guard.highest().term + 1, node: me.0, committed: false }),
+            ballot: Some(proto::Ballot {
+                term: self.guard.highest().term.saturating_add(1),
+                node: me.0,
+                committed: false,
+            }),
             last_log_id: last.as_ref().map(wire::put_log_id),
             patience_us: micros(patience),
         };

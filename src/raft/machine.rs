@@ -159,6 +159,8 @@ impl RaftStateMachine<Types> for Machine {
         snapshot: Box<Vec<u8>>,
     ) -> Result<(), StorageError> {
         let failed = |e: &io::Error| storage_error(ErrorSubject::Snapshot(None), ErrorVerb::Write, e);
+        // What cannot be read must not be what the next start finds.
+        serde_json::from_slice::<Record>(&snapshot).map_err(|e| failed(&e.into()))?;
         self.disk.write(Change::Snapshot(encode_snapshot(meta, &snapshot))).await.map_err(|e| failed(&e))?;
         self.state().restore(meta.clone(), *snapshot).map_err(|e| failed(&e))?;
         self.publish();

@@ -21,6 +21,7 @@ use crate::{
     clock::{Clock, Moment},
     epoch::Epoch,
     id::NodeId,
+    timing,
 };
 
 /// A candidate's number: who asks to lead, in which term. Ordered by term, then node (openraft's `LeaderId`).
@@ -125,7 +126,9 @@ impl Guard {
         }
     }
 
-    /// Promises `to` not to vote for anybody else for `asked` or the own refusal window, whichever is longer.
+    /// Promises `to` not to vote for anybody else for `asked` or the own refusal window, whichever is longer, but never
+    /// for longer than any site may configure: a member that asks for more is at fault, and a promise cannot be taken
+    /// back.
     ///
     /// # Errors
     /// [`PromiseRefusal`]; then nothing was promised.
@@ -143,7 +146,7 @@ impl Guard {
             return Err(PromiseRefusal::Higher { seen: self.highest });
         }
         self.highest = to;
-        let fresh = Promise { to, epoch, until: now + asked.max(self.refusal) };
+        let fresh = Promise { to, epoch, until: now + asked.min(timing::REFUSAL_MAX).max(self.refusal) };
         self.promise = Some(match self.promise {
             // From the same leader it only grows. A question for an earlier ownership may have been overtaken by one
             // for a later: taken at its word, the receipt for the earlier would lift what was promised to the later.

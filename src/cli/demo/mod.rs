@@ -64,23 +64,39 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
         }
         told
     };
-    let told = tokio::select! {
-        told = story => told,
-        _ = interrupt.recv() => Err("stopped by Ctrl-C".to_owned()),
-        _ = terminate.recv() => Err("stopped by SIGTERM".to_owned()),
+    let (told, interrupted) = tokio::select! {
+        told = story => (told, false),
+        _ = interrupt.recv() => (Err("stopped by Ctrl-C".to_owned()), true),
+        _ = terminate.recv() => (Err("stopped by SIGTERM".to_owned()), true),
     };
-    site.tear_down().await;
+    // Why it went wrong stands in the logs, so they outlive a failure.
+    let keep_folder = !interrupted && told != Ok(true);
+    site.tear_down(keep_folder).await;
     match told {
         Ok(true) => Ok(DONE),
-        Ok(false) => Ok(NO),
+        Ok(false) => {
+            super::tell(&format!("quorate: {}", logs(&site)));
+            Ok(NO)
+        }
         // After the story has been told, Ctrl-C is how it ends.
         Err(_) if teller.judged() == Some(true) => Ok(DONE),
-        Err(why) => Err(failed(&why)),
+        Err(why) if interrupted => Err(trouble(&why, "nothing is left behind".into())),
+        Err(why) => Err(trouble(&why, format!("run it again; {}", logs(&site)))),
     }
 }
 
+fn logs(site: &DemoSite) -> String {
+    format!(
+        "its logs and tick records stay in {}; remove it when you have seen them",
+        site.folder().display()
+    )
+}
+
 fn failed(why: &str) -> Stop {
-    let hint = "run it again; if it fails again, `--keep` and the logs it names help to find out why".into();
+    trouble(why, "this machine must let it make folders, listen on loopback and start processes".into())
+}
+
+fn trouble(why: &str, hint: String) -> Stop {
     client::Trouble { message: format!("the demo did not get to its end: {why}"), hint, code: REFUSED }.into()
 }
 

@@ -260,11 +260,7 @@ impl DemoSite {
                 return Ok(found);
             }
             if BootClock.now().since(begun) > patience {
-                let folder = self.folder.display();
-                return Err(format!(
-                    "waited {} s in vain for {what}; the logs are in {folder}",
-                    patience.as_secs()
-                ));
+                return Err(format!("waited {} s in vain for {what}", patience.as_secs()));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -375,8 +371,8 @@ impl DemoSite {
         }
     }
 
-    /// Ends all children and removes the folder. Sidecars get the chance to leave in order.
-    pub(super) async fn tear_down(&mut self) {
+    /// Ends all children and removes the folder unless it is to be kept. Sidecars get the chance to leave in order.
+    pub(super) async fn tear_down(&mut self, keep_folder: bool) {
         let mut children: Vec<Child> = self.devices.iter_mut().filter_map(|d| d.child.take()).collect();
         for child in &children {
             if let Some(pid) = child.id() {
@@ -396,6 +392,8 @@ impl DemoSite {
         if let Some((mut hub, ..)) = self.hub.take() {
             let _ = hub.kill().await;
         }
-        let _ = fs::remove_dir_all(&self.folder);
+        if !keep_folder {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
     }
 }

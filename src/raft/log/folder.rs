@@ -103,7 +103,13 @@ pub struct Folder {
     pub first_start: bool,
     /// The store's number. A device that shows another one has lost what it voted.
     pub store: u64,
+    /// Keeps other sidecars out of the folder until it is dropped.
+    pub lock: Lock,
 }
+
+/// The folder's lock. Held by this process alone; the system lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "it is locked as long as it is open")] File);
 
 /// Opens the folder of `device` at `site`, or makes the store in an empty one, with `fresh` (a random number) as the
 /// number of the store.
@@ -125,6 +131,7 @@ pub fn open(
         Ok(meta) if !meta.is_dir() => return Err(Error::NotAFolder(path.to_owned())),
         Ok(_) => {}
     }
+    let lock = lock(path)?;
     probe(path).map_err(not_writable)?;
     let damaged = |what: String| Error::Damaged(path.to_owned(), what);
     let refusal_us = u64::try_from(site.timing.refusal().as_micros()).unwrap_or(u64::MAX);
@@ -178,7 +185,13 @@ pub fn open(
         identity.ready = true;
         write(path, &identity).map_err(not_writable)?;
     }
-    Ok(Folder { disk, boot_refusal: Duration::from_micros(longest), first_start, store: identity.store })
+    Ok(Folder {
+        disk,
+        boot_refusal: Duration::from_micros(longest),
+        first_start,
+        store: identity.store,
+        lock,
+    })
 }
 
 fn read(folder: &Path) -> io::Result<Option<Identity>> {
@@ -197,6 +210,16 @@ fn write(folder: &Path, identity: &Identity) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&fresh, folder.join("identity.json"))?;
     sync_folder(folder)
+}
+
+/// Locks the folder itself, before anything in it is touched.
+fn lock(folder: &Path) -> Result<Lock, Error> {
+    let file = File::open(folder).map_err(|e| Error::NotWritable(folder.to_owned(), e))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse(folder.to_owned())),
+        // Some file systems cannot lock a folder. The store's own lock is left then.
+        Ok(()) | Err(_) => Ok(Lock(file)),
+    }
 }
 
 /// Finds out whether the folder can be written, by doing it. Leaves nothing behind.

@@ -44,6 +44,10 @@ pub enum Error {
 /// Is told how long each durable write took.
 pub type OnSync = Box<dyn Fn(Duration) + Send>;
 
+/// How often, and for how long in all, sled's threads are waited for.
+const LET_GO_LOOK: Duration = Duration::from_millis(2);
+const LET_GO_LOOKS: u32 = 1000;
+
 const LOG: u8 = b'l';
 const VOTE: &[u8] = b"v";
 const PURGED: &[u8] = b"p";
@@ -111,6 +115,7 @@ impl SledDisk {
             Err(e) => return Err(e.into()),
         };
         let promised = mark.mark();
+        check_copy(folder, &promised)?;
         let writer = Writer::open(folder, mark)?;
         check(&writer.contents, &promised)?;
         Ok(writer.start(clock, on_sync)?)
@@ -166,6 +171,91 @@ fn check(contents: &Contents, promised: &Mark) -> Result<(), Error> {
     Ok(())
 }
 
+/// sled mends what it finds broken by throwing it away, while it opens a store. So that a damaged store stays as it was
+/// found, a copy of it is opened and checked first.
+fn check_copy(folder: &Path, promised: &Mark) -> Result<(), Error> {
+    let (store, copy) = (folder.join("store"), folder.join("store.check"));
+    remove_copy(&copy)?;
+    if in_use(&store.join("db"))? {
+        return Err(Error::InUse);
+    }
+    copy_folder(&store, &copy)?;
+    let checked = match open_store(&copy) {
+        Ok((db, contents)) => {
+            drop(db);
+            check(&contents, promised)
+        }
+        Err(e) => Err(e),
+    };
+    // sled lets go of its files a moment after its handle is dropped, and complains if they are gone by then.
+    for _ in 0..LET_GO_LOOKS {
+        if !in_use(&copy.join("db")).unwrap_or(false) {
+            break;
+        }
+        thread::park_timeout(LET_GO_LOOK);
+    }
+    remove_copy(&copy)?;
+    checked
+}
+
+fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_copy(copy: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(copy) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Whether somebody holds sled's lock on its file.
+fn in_use(db: &Path) -> io::Result<bool> {
+    let file = match File::open(db) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Ok(()) | Err(_) => Ok(false),
+    }
+}
+
+fn open_store(store: &Path) -> Result<(sled::Db, Contents), Error> {
+    remove_half_made_snapshots(store)?;
+    // sled reports some damage by panicking.
+    let opened = std::panic::catch_unwind(|| {
+        let db = sled::Config::new()
+            .path(store)
+            .mode(sled::Mode::LowSpace)
+            .cache_capacity(1 << 20)
+            .segment_size(64 << 10)
+            .flush_every_ms(None)
+            .open()?;
+        let contents = read(&db);
+        Ok((db, contents))
+    });
+    match opened {
+        Ok(Ok((db, contents))) => Ok((db, contents?)),
+        Ok(Err(sled::Error::Io(e))) if e.kind() == io::ErrorKind::WouldBlock => Err(Error::InUse),
+        // sled wraps the lock's error in one of kind Other.
+        Ok(Err(sled::Error::Io(e))) if e.to_string().contains("could not acquire lock") => Err(Error::InUse),
+        Ok(Err(sled::Error::Io(e))) => Err(e.into()),
+        Ok(Err(e)) => Err(Error::Damaged(e.to_string())),
+        Err(panic) => Err(Error::Damaged(panic_text(panic.as_ref()))),
+    }
+}
+
 struct Writer {
     db: sled::Db,
     /// A second handle on sled's file: the one that is really synced.
@@ -177,30 +267,7 @@ struct Writer {
 impl Writer {
     fn open(folder: &Path, mark: MarkFile) -> Result<Writer, Error> {
         let store = folder.join("store");
-        remove_half_made_snapshots(&store)?;
-        // sled reports some damage by panicking.
-        let opened = std::panic::catch_unwind(|| {
-            let db = sled::Config::new()
-                .path(&store)
-                .mode(sled::Mode::LowSpace)
-                .cache_capacity(1 << 20)
-                .segment_size(64 << 10)
-                .flush_every_ms(None)
-                .open()?;
-            let contents = read(&db);
-            Ok((db, contents))
-        });
-        let (db, contents) = match opened {
-            Ok(Ok((db, contents))) => (db, contents?),
-            Ok(Err(sled::Error::Io(e))) if e.kind() == io::ErrorKind::WouldBlock => return Err(Error::InUse),
-            // sled wraps the lock's error in one of kind Other.
-            Ok(Err(sled::Error::Io(e))) if e.to_string().contains("could not acquire lock") => {
-                return Err(Error::InUse);
-            }
-            Ok(Err(sled::Error::Io(e))) => return Err(e.into()),
-            Ok(Err(e)) => return Err(Error::Damaged(e.to_string())),
-            Err(panic) => return Err(Error::Damaged(panic_text(panic.as_ref()))),
-        };
+        let (db, contents) = open_store(&store)?;
         let file = File::options().read(true).write(true).open(store.join("db"))?;
         Ok(Writer { db, file, mark, contents })
     }

@@ -19,7 +19,7 @@ use openraft::{
 };
 use tokio::sync::watch;
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::AsciiMetadataValue,
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint, Uri},
@@ -95,7 +95,8 @@ macro_rules! call {
             Ok(Err(status)) => Err(status),
             Err(_) => Err(Status::deadline_exceeded("no answer in time")),
         };
-        peer.roster.answered(peer.node, asked, result.as_ref().map(|_| ()).map_err(describe));
+        let refused = matches!(&result, Err(status) if status.code() == Code::FailedPrecondition);
+        peer.roster.answered(peer.node, asked, result.as_ref().map(|_| ()).map_err(describe), refused);
         result
     }};
 }

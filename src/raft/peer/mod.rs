@@ -7,6 +7,8 @@
 //! This room deliberately does not encrypt yet: the member network must be one that strangers cannot reach.
 
 pub mod client;
+mod plausible;
+pub mod probation;
 pub mod server;
 pub mod transport;
 
@@ -30,6 +32,11 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The most knocks that are remembered.
 const KNOCKS_MAX: usize = 16;
+
+/// The most characters that are kept of what another says.
+const WORDS_MAX: usize = 300;
+/// When so many were refused within this time, the next are no news.
+const CROWD: Duration = Duration::from_secs(60);
 
 /// What this member says of itself, and what it has seen of the others. Shared by client and server.
 #[derive(Debug)]
@@ -70,6 +77,8 @@ pub struct Contact {
     pub store: Option<u64>,
     /// Why the last call to it failed; empty if it did not.
     pub error: String,
+    /// Why it refuses this member, in its own words; empty if it does not, or has not been asked.
+    pub refuses: String,
 }
 
 impl Contact {
@@ -90,7 +99,10 @@ pub struct Knock {
     pub address: String,
     /// Why it was refused, in one sentence.
     pub reason: String,
-    /// When it last knocked, by this device's wall clock.
+    /// When it last knocked.
+    #[serde(skip)]
+    pub last: Moment,
+    /// The same by this device's wall clock, for display.
     pub last_unix_ms: u64,
     /// How often.
     pub times: u64,
@@ -142,8 +154,8 @@ impl Roster {
         let contact = seen.members.entry(node).or_default();
         contact.heard = Some(now);
         if let Some(health) = health {
-            contact.unfit = health.unfit;
-            contact.version = health.version;
+            contact.unfit = shown(&health.unfit);
+            contact.version = shown(&health.version);
             contact.incarnation = Some(Incarnation(health.incarnation));
             contact.store.get_or_insert(health.store);
         }
@@ -158,7 +170,8 @@ impl Roster {
         contact.store
     }
 
-    fn answered(&self, node: NodeId, asked: Moment, result: Result<(), String>) {
+    /// A call to a member was answered, or failed; `refused`: because it does not want to hear from this member.
+    fn answered(&self, node: NodeId, asked: Moment, result: Result<(), String>, refused: bool) {
         let now = self.clock.now();
         let mut seen = self.seen();
         let contact = seen.members.entry(node).or_default();
@@ -167,25 +180,93 @@ impl Roster {
                 contact.heard = Some(now);
                 contact.round_trip = Some(now.since(asked));
                 contact.error.clear();
+                contact.refuses.clear();
             }
-            Err(error) => contact.error = error,
+            Err(error) => {
+                let error = shown(&error);
+                if refused && contact.refuses != error {
+                    tracing::warn!(condition = "peer.refused", "{error}");
+                    contact.refuses.clone_from(&error);
+                }
+                contact.error = error;
+            }
         }
     }
 
     fn refused(&self, device: &str, address: &str, reason: String) {
-        let now = self.clock.wall_ms();
+        let (now, unix_ms) = (self.clock.now(), self.clock.wall_ms());
         let mut seen = self.seen();
         if let Some(known) = seen.knocks.iter_mut().find(|k| k.device == device && k.reason == reason) {
-            known.last_unix_ms = now;
-            known.times += 1;
+            known.last = now;
+            known.last_unix_ms = unix_ms;
+            known.times = known.times.saturating_add(1);
             known.address = address.to_owned();
             return;
         }
-        tracing::warn!(condition = "peer.refused", device, address, "refused a sidecar: {reason}");
+        // Somebody who has a new name each time shall not fill the log.
+        let crowd = seen.knocks.len() == KNOCKS_MAX
+            && seen.knocks.front().is_some_and(|oldest| now.since(oldest.last) < CROWD);
+        if crowd {
+            tracing::debug!(device, address, "refused one more sidecar: {reason}");
+        } else {
+            tracing::warn!(condition = "peer.refused", device, address, "refused a sidecar: {reason}");
+        }
         if seen.knocks.len() == KNOCKS_MAX {
             seen.knocks.pop_front();
         }
         let (device, address) = (device.to_owned(), address.to_owned());
-        seen.knocks.push_back(Knock { device, address, reason, last_unix_ms: now, times: 1 });
+        seen.knocks.push_back(Knock { device, address, reason, last: now, last_unix_ms: unix_ms, times: 1 });
+    }
+}
+
+/// Another's words, as far as they are kept: one line of bounded length.
+fn shown(words: &str) -> String {
+    words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(WORDS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::BootClock,
+        id::SiteId,
+        site::{Member, Role},
+    };
+
+    fn roster() -> Roster {
+        let me = DeviceId::new("edge-1").expect("a name");
+        let member = Member { device: me.clone(), address: "10.0.0.1:7600".into(), role: Role::Voter };
+        let timing = Timing::new(&crate::timing::Settings::default()).expect("consistent");
+        let site = Site { id: SiteId::new("plant-7").expect("a name"), members: vec![member], timing };
+        Roster::new(site, me, Incarnation(1), 1, Arc::new(BootClock))
+    }
+
+    #[test]
+    fn knocks_are_counted_and_never_pile_up() {
+        let roster = roster();
+        for n in 0..1000 {
+            roster.refused(&format!("stranger-{n}"), "10.9.9.9:1", "it belongs elsewhere".into());
+        }
+        assert_eq!(roster.knocks().len(), KNOCKS_MAX);
+        assert_eq!(roster.knocks()[0].device, "stranger-984", "the newest are kept");
+        roster.refused("stranger-999", "10.9.9.9:2", "it belongs elsewhere".into());
+        let last = roster.knocks().pop().expect("not empty");
+        assert_eq!((last.times, last.address.as_str()), (2, "10.9.9.9:2"));
+    }
+
+    #[test]
+    fn anothers_words_are_kept_short_and_in_one_line() {
+        let roster = roster();
+        let node = NodeId(9);
+        let health = super::super::wire::proto::Health {
+            unfit: "x\n\u{1b}[2J".repeat(100_000),
+            version: "v".repeat(100_000),
+            incarnation: 1,
+            store: 1,
+        };
+        roster.heard(node, Some(health));
+        let contact = roster.contacts()[&node].clone();
+        assert_eq!((contact.unfit.len(), contact.version.len()), (WORDS_MAX, WORDS_MAX));
+        assert!(!contact.unfit.contains(char::is_control));
     }
 }

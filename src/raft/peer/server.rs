@@ -1,16 +1,22 @@
 //! Answers to the other members. Who does not belong here is refused first; votes pass the vote guard; promises and
 //! pre-votes are answered from memory.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use openraft::{
     error::RaftError,
     raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest},
 };
 use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status};
+use tonic::{
+    Request, Response, Status,
+    service::{Interceptor, interceptor::InterceptedService},
+};
 
-use super::{Roster, client::MESSAGE_MAX, transport};
+use super::{Roster, client::MESSAGE_MAX, plausible, transport};
 use crate::{
     clock::{Clock, Moment},
     epoch::Epoch,
@@ -27,6 +33,9 @@ use crate::{
     },
 };
 
+/// What a caller says of itself is cut to this many bytes; names have at most 128.
+const NAME_MAX: usize = 129;
+
 /// The gRPC service. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct Service {
@@ -42,18 +51,57 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// The service as tonic serves it.
-    pub(crate) fn into_server(self) -> proto::peer_server::PeerServer<Service> {
-        proto::peer_server::PeerServer::new(self)
+    /// The service as tonic serves it. Who is calling is looked at before anything of the message is read.
+    pub(crate) fn into_server(self) -> InterceptedService<proto::peer_server::PeerServer<Service>, Porter> {
+        let porter = Porter(self.roster.clone());
+        let server = proto::peer_server::PeerServer::new(self)
             .max_decoding_message_size(MESSAGE_MAX)
-            .max_encoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX);
+        InterceptedService::new(server, porter)
     }
 
+    /// The node's highest term, which bounds what others may come with.
+    fn term(&self) -> u64 {
+        self.guard.highest().term
+    }
+}
+
+/// Which member is calling.
+#[derive(Debug, Clone, Copy)]
+struct Caller(NodeId);
+
+fn caller<T>(request: &Request<T>) -> Result<NodeId, Status> {
+    let admitted = request.extensions().get::<Caller>();
+    admitted.map(|caller| caller.0).ok_or_else(|| Status::internal("nobody looked at who is calling"))
+}
+
+/// Stands at the door.
+#[derive(Clone)]
+pub(crate) struct Porter(Arc<Roster>);
+
+impl Interceptor for Porter {
+    /// Lets a member in, and notes which one it is.
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let node = self.recognise(&request)?;
+        if let Some(from) = request.extensions().get::<transport::From>() {
+            from.recognised.store(true, Ordering::Relaxed);
+        }
+        request.extensions_mut().insert(Caller(node));
+        Ok(request)
+    }
+}
+
+impl Porter {
     /// Checks that the caller belongs here, and says which member it is.
-    fn caller<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
-        let said = |key| request.metadata().get(key).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    fn recognise(&self, request: &Request<()>) -> Result<NodeId, Status> {
+        let roster = &self.0;
+        let said = |key| {
+            let text = request.metadata().get(key).and_then(|v| v.to_str().ok()).unwrap_or_default();
+            // Whatever it is, it is kept and shown: no name is longer.
+            text.get(..NAME_MAX).unwrap_or(text)
+        };
         let (site, device, digest) = (said("quorate-site"), said("quorate-device"), said("quorate-digest"));
-        let own = &self.roster.site;
+        let own = &roster.site;
         let known = DeviceId::new(device).ok().and_then(|d| own.member(&d).map(|m| m.node_id()));
         let reason = match known {
             _ if site.is_empty() && device.is_empty() => {
@@ -61,7 +109,7 @@ impl Service {
             }
             _ if site != own.id.as_str() => format!("it belongs to site {site:?}, this is site {}", own.id),
             None => format!("{device:?} is not in the member list of this site"),
-            Some(_) if device == self.roster.me.as_str() => {
+            Some(_) if device == roster.me.as_str() => {
                 format!("it calls itself {device}, which is this device")
             }
             Some(_) if digest != format!("{:016x}", own.digest()) => {
@@ -69,15 +117,15 @@ impl Service {
             }
             Some(node) => match self.stores_fit(node, said("quorate-store"), said("quorate-to-store")) {
                 Ok(()) => {
-                    self.roster.heard(node, None);
+                    roster.heard(node, None);
                     return Ok(node);
                 }
                 Err(reason) => format!("{device} {reason}"),
             },
         };
-        let from = request.extensions().get::<transport::From>().map_or("unknown", |f| f.0.as_str());
-        self.roster.refused(device, from, reason.clone());
-        Err(Status::failed_precondition(format!("refused by {}: {reason}", self.roster.me)))
+        let from = request.extensions().get::<transport::From>().map_or("unknown", |f| f.address.as_str());
+        roster.refused(device, from, reason.clone());
+        Err(Status::failed_precondition(format!("refused by {}: {reason}", roster.me)))
     }
 
     /// Whether the caller still has the store that it had, and means the store that this member has. A member of
@@ -85,14 +133,14 @@ impl Service {
     fn stores_fit(&self, node: NodeId, its: &str, to: &str) -> Result<(), &'static str> {
         let number = |text| u64::from_str_radix(text, 16).ok();
         if let Some(its) = number(its)
-            && self.roster.known_store(node, Some(its)) != Some(its)
+            && self.0.known_store(node, Some(its)) != Some(its)
         {
             return Err(
                 "came back with another store, so what it voted and promised is lost; see 'A damaged store'",
             );
         }
         match number(to) {
-            Some(to) if to != self.roster.store => {
+            Some(to) if to != self.0.store => {
                 Err("knows another store of this device, whose data folder was replaced")
             }
             _ => Ok(()),
@@ -114,8 +162,9 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl proto::peer_server::Peer for Service {
     async fn vote(&self, request: Request<proto::VoteRequest>) -> Answer<proto::VoteReply> {
-        self.caller(&request)?;
+        let caller = caller(&request)?;
         let message = request.into_inner();
+        plausible::candidate(&message, caller, self.term())?;
         let vote = wire::take_vote(message.ballot)?;
         let ticket = self.guard.begin_vote(Some(ballot(&vote))).map_err(refused)?;
         // The vote counts whoever's turn it is; from now on it is this candidate's, if it can win and it is nobody else's.
@@ -141,8 +190,9 @@ impl proto::peer_server::Peer for Service {
     }
 
     async fn pre_vote(&self, request: Request<proto::VoteRequest>) -> Answer<proto::PreVoteReply> {
-        let caller = self.caller(&request)?;
+        let caller = caller(&request)?;
         let message = request.into_inner();
+        plausible::candidate(&message, caller, self.term())?;
         let patience = Duration::from_micros(message.patience_us);
         let theirs = message.last_log_id.map(wire::take_log_id);
         let reply = match self.guard.may_vote() {
@@ -170,8 +220,9 @@ impl proto::peer_server::Peer for Service {
 
     async fn append(&self, request: Request<proto::AppendRequest>) -> Answer<proto::AppendReply> {
         use proto::append_reply::Outcome;
-        self.caller(&request)?;
+        let caller = caller(&request)?;
         let message = request.into_inner();
+        plausible::append(&message, caller, self.term())?;
         let entries = message.entries.into_iter().map(wire::take_entry).collect::<Result<Vec<_>, _>>()?;
         let request = AppendEntriesRequest {
             vote: wire::take_vote(message.ballot)?,
@@ -193,8 +244,9 @@ impl proto::peer_server::Peer for Service {
     }
 
     async fn snapshot(&self, request: Request<proto::SnapshotRequest>) -> Answer<proto::SnapshotReply> {
-        self.caller(&request)?;
+        let caller = caller(&request)?;
         let message = request.into_inner();
+        plausible::snapshot(&message, caller, self.term())?;
         let vote = wire::take_vote(message.ballot)?;
         let meta = wire::take_snapshot_meta(message.meta)?;
         let snapshot = Snapshot { meta, snapshot: Box::new(message.data.to_vec()) };
@@ -207,19 +259,17 @@ impl proto::peer_server::Peer for Service {
     }
 
     async fn renew(&self, request: Request<proto::RenewRequest>) -> Answer<proto::RenewReply> {
-        let caller = self.caller(&request)?;
+        let caller = caller(&request)?;
         let message = request.into_inner();
-        let from = message.ballot.ok_or(wire::Error::Missing("ballot"))?;
-        if from.node != caller.0 {
-            return Err(Status::invalid_argument("the ballot is not the caller's"));
-        }
+        let from = plausible::ballot(message.ballot, caller, self.term())?;
         let epoch =
             Epoch::new(message.epoch).ok_or_else(|| Status::invalid_argument("the epoch is out of range"))?;
         let ballot = Ballot { term: from.term, node: caller };
         let promised = self.guard.promise(ballot, epoch, Duration::from_micros(message.refusal_us));
         if promised.is_ok() {
             let asked = Moment::from_nanos(message.echo_ns);
-            let left = Duration::from_micros(message.lease_left_us);
+            // No lease has more left than its whole length.
+            let left = Duration::from_micros(message.lease_left_us).min(self.roster.site.timing.hold());
             self.vouch.heard(self.clock.now(), caller, epoch, asked, left);
         }
         let applied = self.raft.metrics().borrow().last_applied.map_or(0, |id| id.index);
@@ -233,8 +283,10 @@ impl proto::peer_server::Peer for Service {
     }
 
     async fn propose(&self, request: Request<proto::ProposeRequest>) -> Answer<proto::ProposeReply> {
-        self.caller(&request)?;
-        let command: Command = serde_json::from_slice(&request.into_inner().command)
+        caller(&request)?;
+        let json = request.into_inner().command;
+        plausible::command(&json)?;
+        let command: Command = serde_json::from_slice(&json)
             .map_err(|e| Status::invalid_argument(format!("not a command: {e}")))?;
         let outcome =
             self.proposer.propose_here(command).await.map_err(|e| Status::unavailable(e.to_string()))?;
@@ -243,7 +295,7 @@ impl proto::peer_server::Peer for Service {
     }
 
     async fn greet(&self, request: Request<proto::GreetRequest>) -> Answer<proto::GreetReply> {
-        let caller = self.caller(&request)?;
+        let caller = caller(&request)?;
         self.roster.heard(caller, request.into_inner().health);
         Ok(Response::new(proto::GreetReply { health: Some(self.roster.health()), following: None }))
     }

@@ -45,6 +45,15 @@ fn promises_for_as_long_as_the_owner_needs() {
 }
 
 #[test]
+fn promises_nobody_an_eternity() {
+    let mut g = settled();
+    g.promise(at(10_000), ballot(1, 1), epoch(1), Duration::MAX).expect("promises");
+    let end = at(10_000) + timing::REFUSAL_MAX;
+    assert!(g.may_vote(end.before(Duration::from_millis(1))).is_err());
+    assert_eq!(g.may_vote(end), Ok(()));
+}
+
+#[test]
 fn refuses_to_vote_within_the_window_of_its_boot() {
     let mut g = Guard::new(at(5000), REFUSAL, REFUSAL * 2, Ballot::default());
     assert!(matches!(g.may_vote(at(6239)), Err(VoteRefusal::Booting { .. })));

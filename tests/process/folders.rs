@@ -1,0 +1,322 @@
+//! Data folders that cannot be used: each gets a sentence that says what to do and an exit code, and stays as it was.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    process::Output,
+    sync::OnceLock,
+};
+
+use rustix::process::Signal;
+
+use super::site::{Plan, Site, ended, quorate, until};
+
+/// What is in the data folder of a device that owned, and left in good order.
+fn used() -> &'static BTreeMap<PathBuf, Vec<u8>> {
+    static USED: OnceLock<BTreeMap<PathBuf, Vec<u8>>> = OnceLock::new();
+    USED.get_or_init(|| {
+        let (mut site, owner, _) = Site::running(Plan::default());
+        // The owner first: its receipt is in every log then.
+        for n in [owner, (owner + 1) % 3, (owner + 2) % 3] {
+            site.signal(n, Signal::TERM);
+            assert_eq!(site.left(n).code(), Some(0), "{}", site.log(n));
+        }
+        contents(&site.data(0))
+    })
+}
+
+/// The same in a folder of its own.
+fn used_folder(folder: &Path) {
+    for (path, content) in used() {
+        let path = folder.join(path);
+        fs::create_dir_all(path.parent().expect("has one")).expect("makes");
+        fs::write(path, content).expect("writes");
+    }
+}
+
+/// Every file below a folder, by its path from there, with its content.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    fn add(root: &Path, folder: &Path, all: &mut BTreeMap<PathBuf, Vec<u8>>) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().expect("has one").is_dir() {
+                add(root, &entry.path(), all);
+            } else {
+                let path = entry.path().strip_prefix(root).expect("is below").to_owned();
+                all.insert(path, fs::read(entry.path()).unwrap_or_default());
+            }
+        }
+    }
+    let mut all = BTreeMap::new();
+    add(folder, folder, &mut all);
+    all
+}
+
+/// Runs device 0's sidecar on `folder` until it ends by itself.
+fn run_on(site: &Site, folder: &Path, more: &[(&str, &str)]) -> Output {
+    let mut command = quorate();
+    command
+        .arg("run")
+        .envs(site.environment(0))
+        .env("QUORATE_STORAGE__PATH", folder)
+        .env("QUORATE_CONTROL__SOCKET", "off")
+        .envs(more.iter().copied())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("starts");
+    ended(&mut child);
+    child.wait_with_output().expect("has ended")
+}
+
+#[track_caller]
+fn refused(output: &Output, code: i32, words: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    for word in words {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+    assert!(output.stdout.is_empty());
+}
+
+/// A copy of the used folder with a fault in it: the sidecar says so, ends with 78, and changes nothing.
+#[track_caller]
+fn damaged(damage: impl FnOnce(&Path), words: &[&str]) {
+    let site = Site::new();
+    let place = tempfile::tempdir().expect("a folder");
+    let folder = place.path().join("data");
+    used_folder(&folder);
+    damage(&folder);
+    let before = contents(&folder);
+    for _ in 0..2 {
+        let output = run_on(&site, &folder, &[]);
+        refused(&output, 78, words);
+        refused(&output, 78, &[&folder.display().to_string(), "deploy/README.md"]);
+        let after = contents(&folder);
+        assert_eq!(after.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
+        for (path, content) in &before {
+            assert!(after[path] == *content, "{} was changed", path.display());
+        }
+    }
+}
+
+#[test]
+fn missing_a_file_and_not_writable() {
+    let site = Site::new();
+    let place = tempfile::tempdir().expect("a folder");
+    let missing = place.path().join("nothing");
+    refused(
+        &run_on(&site, &missing, &[]),
+        78,
+        &["does not exist", "mkdir -p", &missing.display().to_string()],
+    );
+    assert!(!missing.exists(), "it is not made: the volume may only not be mounted yet");
+    let file = place.path().join("file");
+    fs::write(&file, "x").expect("writes");
+    refused(&run_on(&site, &file, &[]), 78, &["is not a folder", "storage.path"]);
+    assert_eq!(fs::read(&file).expect("reads"), b"x");
+    // Nobody can make files there, root included.
+    refused(
+        &run_on(&site, Path::new("/proc/self"), &[]),
+        78,
+        &["/proc/self cannot be written", "mount options"],
+    );
+    let locked = place.path().join("locked");
+    fs::create_dir(&locked).expect("makes");
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o500)).expect("sets");
+    if rustix::process::geteuid().is_root() {
+        eprintln!("not tested: a folder that this user may not write, because root may write everywhere");
+    } else {
+        refused(&run_on(&site, &locked, &[]), 78, &["cannot be written", "ermission denied"]);
+    }
+}
+
+#[test]
+fn of_another_device_or_site() {
+    let site = Site::new();
+    let place = tempfile::tempdir().expect("a folder");
+    let folder = place.path().join("data");
+    used_folder(&folder);
+    let before = contents(&folder);
+    refused(
+        &run_on(&site, &folder, &[("IOTEDGE_DEVICEID", "edge-2")]),
+        78,
+        &["belongs to device edge-1 of site plant-7", "storage.path"],
+    );
+    refused(
+        &run_on(&site, &folder, &[("QUORATE_SITE__ID", "plant-8")]),
+        78,
+        &["belongs to device edge-1 of site plant-7"],
+    );
+    refused(
+        &run_on(&site, &folder, &[("IOTEDGE_DEVICEID", "edge-4")]),
+        78,
+        &["edge-4", "site.members", "edge-1"],
+    );
+    assert_eq!(contents(&folder), before);
+}
+
+#[test]
+fn in_use_by_another_sidecar() {
+    let mut site = Site::new();
+    site.start(0);
+    site.up(0);
+    let other = Site::new();
+    let more: Vec<(&str, String)> =
+        other.environment(0).into_iter().filter(|(key, _)| key.ends_with("LISTEN")).collect();
+    let more: Vec<(&str, &str)> = more.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let folder = site.data(0);
+    let output = run_on(&site, &folder, &more);
+    // A restart helps as soon as the other one has gone.
+    refused(&output, 2, &["is in use by another sidecar", &folder.display().to_string()]);
+    assert!(site.runs(0), "the first one is not disturbed");
+    site.signal(0, Signal::TERM);
+    assert_eq!(site.left(0).code(), Some(0));
+    site.start(0);
+    site.up(0);
+}
+
+#[test]
+fn store_truncated() {
+    for part in [0, 1, 2] {
+        damaged(
+            |folder| {
+                let db = fs::File::options().write(true).open(folder.join("store/db")).expect("opens");
+                let length = db.metadata().expect("has some").len();
+                db.set_len(length * part / 3).expect("cuts");
+            },
+            &["is damaged", "must not vote"],
+        );
+    }
+}
+
+#[test]
+fn store_bit_flipped() {
+    // Where the store holds this device's words: one flipped bit in each copy of them.
+    for word in [b"edge-1".as_slice(), b"\"command\"", b"stop_receipt"] {
+        damaged(
+            |folder| {
+                let db =
+                    fs::File::options().read(true).write(true).open(folder.join("store/db")).expect("opens");
+                let bytes = fs::read(folder.join("store/db")).expect("reads");
+                let places: Vec<usize> =
+                    (0..bytes.len() - word.len()).filter(|at| bytes[*at..].starts_with(word)).collect();
+                assert!(!places.is_empty(), "the store speaks of {}", word.escape_ascii());
+                for at in places {
+                    db.write_all_at(&[bytes[at] ^ 4], at as u64).expect("flips");
+                }
+            },
+            &["is damaged", "must not vote"],
+        );
+    }
+}
+
+#[test]
+fn any_flipped_bit_is_noticed_or_does_not_matter() {
+    const SEED: u64 = 4711;
+    let site = Site::new();
+    let mut dice = quorate::dice::Dice::new(SEED);
+    for round in 0..12 {
+        let place = tempfile::tempdir().expect("a folder");
+        let folder = place.path().join("data");
+        used_folder(&folder);
+        let mut bytes = fs::read(folder.join("store/db")).expect("reads");
+        // Where something is: most of the file may be padding.
+        let at = loop {
+            let at = usize::try_from(dice.throw() % bytes.len() as u64).expect("small");
+            if bytes[at] != 0 {
+                break at;
+            }
+        };
+        bytes[at] ^= 1 << (dice.throw() % 8);
+        fs::write(folder.join("store/db"), &bytes).expect("flips");
+        let before = contents(&folder);
+        let mut child = quorate();
+        let mut child = child
+            .arg("run")
+            .envs(site.environment(0))
+            .env("QUORATE_STORAGE__PATH", &folder)
+            .env("QUORATE_CONTROL__SOCKET", "off")
+            .env("QUORATE_PEER__LISTEN", "127.0.0.1:0")
+            .env("QUORATE_HTTP__LISTEN", "127.0.0.1:0")
+            .env("QUORATE_CONTROL__LISTEN", "off")
+            .stderr(fs::File::create(place.path().join("log")).expect("makes"))
+            .spawn()
+            .expect("starts");
+        let log = || fs::read_to_string(place.path().join("log")).expect("reads");
+        let what = format!("round {round} of seed {SEED}: byte {at}");
+        let status = until("a sidecar to run or to end", || {
+            let ended = child.try_wait().expect("is ours");
+            (ended.is_some() || log().contains("status page, health")).then_some(ended)
+        });
+        match status {
+            Some(status) => {
+                assert_eq!(status.code(), Some(78), "{what}: {}", log());
+                assert!(log().contains("is damaged") && !log().contains("panicked"), "{what}: {}", log());
+                assert_eq!(contents(&folder), before, "{what}");
+            }
+            None => {
+                super::site::send(child.id(), Signal::TERM);
+                assert_eq!(ended(&mut child).code(), Some(0), "{what}: {}", log());
+            }
+        }
+    }
+}
+
+#[test]
+fn mark_gone_or_broken() {
+    damaged(|folder| fs::remove_file(folder.join("mark")).expect("removes"), &["mark is gone"]);
+    damaged(|folder| fs::write(folder.join("mark"), vec![7; 8192]).expect("writes"), &["mark"]);
+}
+
+#[test]
+fn store_gone() {
+    damaged(
+        |folder| fs::remove_dir_all(folder.join("store")).expect("removes"),
+        &["store/db is gone", "must not vote"],
+    );
+}
+
+#[test]
+fn identity_gone_or_broken() {
+    damaged(
+        |folder| fs::remove_file(folder.join("identity.json")).expect("removes"),
+        &["identity.json is gone"],
+    );
+    damaged(
+        |folder| fs::write(folder.join("identity.json"), "{\"format\": ").expect("writes"),
+        &["identity.json cannot be read"],
+    );
+    damaged(
+        |folder| {
+            let text = fs::read_to_string(folder.join("identity.json")).expect("reads");
+            let newer = text.replace("\"format\": 1", "\"format\": 9");
+            assert_ne!(newer, text);
+            fs::write(folder.join("identity.json"), newer).expect("writes");
+        },
+        &["newer version (format 9)"],
+    );
+}
+
+#[test]
+fn an_older_store_put_back_is_noticed() {
+    // What a restored backup of the store alone looks like: whole, and behind what was promised since.
+    let mut site = Site::new();
+    site.start(0);
+    site.up(0);
+    site.signal(0, Signal::TERM);
+    site.left(0);
+    let earlier = contents(&site.data(0).join("store"));
+    damaged(
+        |folder| {
+            fs::remove_dir_all(folder.join("store")).expect("removes");
+            for (path, content) in &earlier {
+                let path = folder.join("store").join(path);
+                fs::create_dir_all(path.parent().expect("has one")).expect("makes");
+                fs::write(path, content).expect("writes");
+            }
+        },
+        &["is damaged", "once held"],
+    );
+}
