@@ -156,6 +156,18 @@ fn check(contents: &Contents, promised: &Mark) -> Result<(), Error> {
     {
         return damaged(format!("its log ends before entry {next}, but it once held entry {}", last.index));
     }
+    // The same place may hold an older leader's entry, if what replaced it was lost.
+    if let Some(last) = promised.last
+        && let Some(bytes) = contents.entries.get(&last.index)
+    {
+        match super::decode(bytes).map(|entry| super::store_log_id(&entry.log_id)) {
+            Ok(id) if id < last => {
+                return damaged(format!("log entry {} is older than it once was", last.index));
+            }
+            Ok(_) => {}
+            Err(e) => return damaged(format!("log entry {} cannot be read: {e}", last.index)),
+        }
+    }
     if let Some(purged) = contents.purged {
         let covered = match &contents.snapshot {
             None => None,

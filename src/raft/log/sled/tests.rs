@@ -12,7 +12,9 @@ fn id(index: u64) -> StoredLogId {
 }
 
 fn entry(index: u64) -> (StoredLogId, Bytes) {
-    (id(index), Bytes::from(format!("entry {index} {}", "x".repeat(100))))
+    let at = openraft::LogId::new(openraft::CommittedLeaderId::new(1, 2), index);
+    let entry = crate::raft::types::Entry { log_id: at, payload: openraft::EntryPayload::Blank };
+    (id(index), super::super::encode(&entry).expect("encodes"))
 }
 
 fn run(disk: &SledDisk, change: Change) {
@@ -98,6 +100,10 @@ fn a_store_behind_its_mark_is_damaged() {
     MarkFile::open(&dir.path().join("mark")).expect("opens").set(ahead).expect("writes");
     let error = SledDisk::open(dir.path(), clock(), Box::new(|_| {})).expect_err("the log went back");
     assert!(error.to_string().contains("entry 41"), "{error}");
+    let ahead = Mark { last: Some(StoredLogId { term: 2, ..id(40) }), ..ahead };
+    MarkFile::open(&dir.path().join("mark")).expect("opens").set(ahead).expect("writes");
+    let error = SledDisk::open(dir.path(), clock(), Box::new(|_| {})).expect_err("the last entry went back");
+    assert!(error.to_string().contains("entry 40 is older"), "{error}");
 }
 
 #[test]
