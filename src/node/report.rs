@@ -24,6 +24,22 @@ const KNOCK_SHOWN: Duration = Duration::from_secs(60);
 const SILENT: Duration = Duration::from_secs(3);
 
 impl NodeDoor {
+    /// The conditions that hold at this moment.
+    pub(super) fn raised(&self) -> Vec<Raised> {
+        let now = self.node.clock().now();
+        let members = self.members(now);
+        let (quorum, may_fail) = self.reserve(&members);
+        let known = matches!(answer(&self.node).at(now), Answer::Known { .. });
+        self.conditions(now, quorum, may_fail, known, &members)
+    }
+
+    /// Whether a majority is heard, and how many more devices may fail.
+    fn reserve(&self, members: &[report::Member]) -> (bool, usize) {
+        let needed = self.node.group.roster().site.quorum();
+        let heard = members.iter().filter(|m| m.reachable).count();
+        (heard >= needed, heard.saturating_sub(needed))
+    }
+
     /// The snapshot of this moment.
     pub(super) fn make_report(&self) -> report::Report {
         let node = &self.node;
@@ -32,9 +48,7 @@ impl NodeDoor {
         let role = node.group.role().borrow().clone();
         let record = node.group.record().borrow().record.clone();
         let members = self.members(now);
-        let heard = members.iter().filter(|m| m.reachable).count();
-        let quorum = heard >= roster.site.quorum();
-        let may_fail = heard.saturating_sub(roster.site.quorum());
+        let (quorum, may_fail) = self.reserve(&members);
         let answer = answer(node).at(now);
         let owner = match &answer {
             Answer::Known { owner, epoch, until, reason } => report::Owner {
@@ -92,13 +106,17 @@ impl NodeDoor {
             let me = m.device == roster.me;
             let contact = contacts.get(&m.node_id()).cloned().unwrap_or_default();
             let silence = if me { Some(Duration::ZERO) } else { contact.heard.map(|h| now.since(h)) };
-            let unfit =
-                if m.role.may_own() { contact.unfit } else { "a witness votes and never owns".into() };
+            let reachable = silence.is_some_and(|s| s < SILENT);
+            let unfit = match (m.role.may_own(), reachable) {
+                (false, _) => "a witness votes and never owns".into(),
+                (true, false) => "not heard".into(),
+                (true, true) => contact.unfit,
+            };
             report::Member {
                 device: m.device.to_string(),
                 address: m.address.clone(),
                 role: m.role.to_string(),
-                reachable: silence.is_some_and(|s| s < SILENT),
+                reachable,
                 last_heard_ms: silence.map(millis),
                 build: if me { VERSION.into() } else { contact.version },
                 fit: unfit.is_empty(),

@@ -4,7 +4,7 @@
 //! mend (a port taken by a program that is just leaving) ends with one exit code, what it cannot (a data folder that
 //! belongs to another device) with another.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     clock::{BootClock, Clock},
+    condition::{Condition, Severity},
     config::{self, Config},
     control,
     dice::Dice,
@@ -67,13 +68,23 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         folder::open(&config.storage.path, &config.site, &config.me, clock.clone(), random()?, on_sync)
             .map_err(|e| match e {
                 folder::Error::InUse(_) => Failure::Trouble(e.to_string()),
+                // Somebody will make room, and then a restart helps.
+                folder::Error::NotWritable(_, ref cause)
+                    if cause.kind() == std::io::ErrorKind::StorageFull =>
+                {
+                    Failure::Trouble(e.to_string())
+                }
                 _ => Failure::Setup(e.to_string()),
             })?;
     if folder.first_start {
         tracing::info!("first start: made the store in {}", config.storage.path.display());
     }
     let bound = bind(&config).await?;
-    let (opened, workload_kind) = open_workload(&config, &clock, &tasks, &stop).await?;
+    let (opened, workload_kind) = tokio::select! {
+        opened = open_workload(&config, &clock, &tasks, &stop) => opened?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
 
     let _lock = folder.lock;
     let disk: Arc<dyn Disk> = Arc::new(folder.disk);
@@ -102,8 +113,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
             tracing::error!("the control listener has ended: {e}");
         }
     });
+    let watched = door.clone();
     tasks.spawn(status::server::serve(bound.http, door, metrics.clone(), stop.clone()));
     tasks.spawn(measure(node.clone(), metrics, stop.clone()));
+    tasks.spawn(speak(watched, stop.clone()));
     announce(&config);
 
     let ended = tokio::select! {
@@ -218,6 +231,7 @@ async fn open_workload(
         tracker: tasks.clone(),
         leave: stop.clone(),
     };
+    tracing::info!("making sure that nothing runs here that an earlier sidecar has started");
     let opened = workload::open(&settings, context, clock.now() + ORPHANS_LIMIT).await.map_err(|e| {
         Failure::Trouble(format!("what an earlier sidecar left running cannot be ruled out: {e}"))
     })?;
@@ -248,6 +262,42 @@ fn open_hub(config: &Config, clock: &Arc<dyn Clock>) -> Result<OpenedHub, Failur
         Failure::Setup(lines.join("\n"))
     })?;
     Ok(Some((Arc::new(hub), settings)))
+}
+
+/// Logs when a condition begins and when it is over, once each. What the mirror and the workload raise they log
+/// themselves, with the facts at hand.
+async fn speak(door: Arc<NodeDoor>, stop: CancellationToken) {
+    const OWN: [Condition; 5] = [
+        Condition::NoOwner,
+        Condition::QuorumLost,
+        Condition::NoSpare,
+        Condition::LeaseLapsed,
+        Condition::MemberSilent,
+    ];
+    let mut held: BTreeMap<Condition, String> = BTreeMap::new();
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let mut now: BTreeMap<Condition, String> = BTreeMap::new();
+        for raised in door.raised().into_iter().filter(|r| OWN.contains(&r.name)) {
+            now.entry(raised.name).or_insert(raised.detail);
+        }
+        for (condition, detail) in now.iter().filter(|(c, _)| !held.contains_key(c)) {
+            let name = condition.name();
+            match condition.severity() {
+                Severity::Critical => tracing::error!(condition = name, "{} ({detail})", condition.meaning()),
+                Severity::Warning => tracing::warn!(condition = name, "{} ({detail})", condition.meaning()),
+                Severity::Info => tracing::info!(condition = name, "{} ({detail})", condition.meaning()),
+            }
+        }
+        for condition in held.keys().filter(|c| !now.contains_key(c)) {
+            tracing::info!(condition = condition.name(), "over: {}", condition.meaning());
+        }
+        held = now;
+    }
 }
 
 /// Feeds what is counted and timed into the metrics.

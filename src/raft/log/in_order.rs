@@ -74,7 +74,7 @@ mod tests {
         let disk = Arc::new(InOrder::new(Arc::new(memory.clone()), &Contents::default()));
         let last = StoredLogId { term: 1, node: 1, index: 300 };
         // As openraft does it: removed first, while the snapshot is still being written.
-        let removing = tokio::spawn({
+        let removing = tokio_util::task::TaskTracker::new().spawn({
             let disk = disk.clone();
             async move { disk.write(Change::PurgeUpTo(last)).await }
         });

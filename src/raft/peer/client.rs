@@ -102,9 +102,14 @@ macro_rules! call {
 }
 
 impl Peer {
-    /// The message, for the store that this member is known to have and no other.
+    /// The message, for this member and for the store that it is known to have, and for no other: what answers at an
+    /// address may be anybody.
     fn addressed<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
+        let device = self.roster.site.member_by_node(self.node).and_then(|m| m.device.as_str().parse().ok());
+        if let Some(device) = device {
+            request.metadata_mut().insert("quorate-to-device", device);
+        }
         let known = self.roster.known_store(self.node, None);
         if let Some(store) = known.and_then(|store| format!("{store:016x}").parse().ok()) {
             request.metadata_mut().insert("quorate-to-store", store);

@@ -115,6 +115,11 @@ impl Porter {
             Some(_) if digest != format!("{:016x}", own.digest()) => {
                 format!("{device} was given another member list or other timing")
             }
+            Some(_) if !["", roster.me.as_str()].contains(&said("quorate-to-device")) => format!(
+                "{device} takes this device, {}, for {}: device.id is wrong here, or an address in its site.members",
+                roster.me,
+                said("quorate-to-device"),
+            ),
             Some(node) => match self.stores_fit(node, said("quorate-store"), said("quorate-to-store")) {
                 Ok(()) => {
                     roster.heard(node, None);
