@@ -122,7 +122,7 @@ async fn measure() -> Result<bool> {
 
     let seconds = idle.max(1) as f64;
     let mib = |kib: u64| kib as f64 / 1024.0;
-    println!("Idle for {idle} s: three sidecars on loopback, default settings, no hub, release profile");
+    println!("Idle for {idle} s: three sidecars on loopback, default settings, no hub");
     println!("{}", site.program.display());
     println!(
         "\n  {:<18} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>10} {:>14}",
