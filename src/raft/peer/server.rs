@@ -309,3 +309,69 @@ impl proto::peer_server::Peer for Service {
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock::BootClock,
+        id::{Incarnation, SiteId},
+        site::{Member, Role, Site},
+        timing::{Settings, Timing},
+    };
+
+    /// The door of edge-2, whose store is number 2, in a site of three.
+    fn porter() -> Porter {
+        let name = |n: u8| DeviceId::new(format!("edge-{n}")).expect("a name");
+        let member =
+            |n: u8| Member { device: name(n), address: format!("10.0.0.{n}:7600"), role: Role::Voter };
+        let site = Site {
+            id: SiteId::new("plant-7").expect("a name"),
+            members: vec![member(1), member(2), member(3)],
+            timing: Timing::new(&Settings::default()).expect("consistent"),
+        };
+        Porter(Arc::new(Roster::new(site, name(2), Incarnation(1), 2, Arc::new(BootClock))))
+    }
+
+    /// A knock of `device`, whose store is number `store`, meant for `to` and its store `to_store`.
+    fn knock(porter: &Porter, device: &str, store: &str, to: &str, to_store: &str) -> Result<NodeId, String> {
+        let mut request = Request::new(());
+        let digest = format!("{:016x}", porter.0.site.digest());
+        for (key, value) in [
+            ("quorate-site", "plant-7"),
+            ("quorate-device", device),
+            ("quorate-digest", digest.as_str()),
+            ("quorate-store", store),
+            ("quorate-to-device", to),
+            ("quorate-to-store", to_store),
+        ] {
+            request.metadata_mut().insert(key, value.parse().expect("ASCII"));
+        }
+        porter.recognise(&request).map_err(|status| status.message().to_owned())
+    }
+
+    #[test]
+    fn a_member_is_let_in() {
+        let node = knock(&porter(), "edge-1", "7", "edge-2", "2").expect("it belongs here");
+        assert_eq!(node, DeviceId::new("edge-1").expect("a name").node_id());
+    }
+
+    #[test]
+    fn who_answers_is_who_was_meant() {
+        // Another device was given this device's name, or this one sits at another's address.
+        let refused = knock(&porter(), "edge-1", "7", "edge-3", "").expect_err("it means another");
+        assert!(refused.contains("takes this device, edge-2, for edge-3"), "{refused}");
+        let refused = knock(&porter(), "edge-1", "7", "edge-2", "9").expect_err("it knows another store");
+        assert!(refused.contains("knows another store of this device"), "{refused}");
+    }
+
+    #[test]
+    fn one_name_has_one_store() {
+        let porter = porter();
+        knock(&porter, "edge-1", "7", "edge-2", "2").expect("the first is taken at its word");
+        let refused = knock(&porter, "edge-1", "8", "edge-2", "2").expect_err("another store");
+        assert!(refused.contains("came back with another store"), "{refused}");
+        knock(&porter, "edge-1", "7", "edge-2", "2").expect("the first is still the one");
+        knock(&porter, "edge-3", "8", "edge-2", "2").expect("each has its own");
+    }
+}
