@@ -69,8 +69,6 @@ pub struct Node {
     pub held: watch::Receiver<Option<Held>>,
     /// The last decision.
     pub decided: watch::Receiver<Option<Decided>>,
-    /// The last error of starting the workload.
-    pub trouble: watch::Receiver<String>,
     /// What is observed of the workload.
     pub observed: watch::Receiver<workload::Observed>,
     /// Elections that this device began.
@@ -130,13 +128,11 @@ impl Node {
 
         let held = watch::Sender::new(None);
         let decided = watch::Sender::new(None);
-        let trouble = watch::Sender::new(String::new());
         let elections = Arc::new(AtomicU64::new(0));
         let node = Node {
             group: group.clone(),
             held: held.subscribe(),
             decided: decided.subscribe(),
-            trouble: trouble.subscribe(),
             observed: workload.observe(),
             elections: elections.clone(),
             started,
@@ -165,7 +161,6 @@ impl Node {
             held: node.held.clone(),
             unfit: node.unfit.subscribe(),
             decided,
-            trouble,
         };
         node.spawn(ownership.run(node.loops.clone()));
         node.spawn(ContactLoop { group, clock }.run(node.loops.clone()));

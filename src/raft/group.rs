@@ -315,9 +315,7 @@ impl Group {
             let message = proto::RenewRequest {
                 ballot: Some(proto::Ballot { term: ballot.term, node: ballot.node.0, committed: true }),
                 epoch: epoch.get(),
-                incarnation: self.roster.incarnation.0,
                 refusal_us: micros(refusal),
-                committed_index: applied,
                 lease_left_us: act_until.map_or(0, |until| micros(until.since(self.clock.now()))),
                 echo_ns: echoes.get(&node).map_or(0, |m| m.as_nanos()),
             };

@@ -46,8 +46,6 @@ pub struct OwnershipLoop {
     pub unfit: watch::Receiver<Option<Unfit>>,
     /// Where decisions are published.
     pub decided: watch::Sender<Option<Decided>>,
-    /// Where the last error of starting the workload is published; empty if there is none.
-    pub trouble: watch::Sender<String>,
 }
 
 /// How long a claim or receipt may take: a quorum's disks have to write in that time.
@@ -188,15 +186,11 @@ impl OwnershipLoop {
         }
         self.group.guard().workload(true);
         match self.workload.start(Grant { epoch, until }).await {
-            Ok(()) => {
-                self.trouble.send_replace(String::new());
-                Wake::OnChange
-            }
+            Ok(()) => Wake::OnChange,
             // Looked at again at once: only that tells the guard that nothing runs.
             Err(workload::Error::Late) => Wake::Now,
             Err(e) => {
                 tracing::error!(condition = "workload.cannot_start", "{e}");
-                self.trouble.send_replace(e.to_string());
                 let pause =
                     memory.start_again.map_or(START_PAUSE, |(_, pause)| (pause * 2).min(START_PAUSE_MAX));
                 let again = self.clock.now() + pause;

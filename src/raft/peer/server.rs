@@ -302,7 +302,7 @@ impl proto::peer_server::Peer for Service {
     async fn greet(&self, request: Request<proto::GreetRequest>) -> Answer<proto::GreetReply> {
         let caller = caller(&request)?;
         self.roster.heard(caller, request.into_inner().health);
-        Ok(Response::new(proto::GreetReply { health: Some(self.roster.health()), following: None }))
+        Ok(Response::new(proto::GreetReply { health: Some(self.roster.health()) }))
     }
 }
 
