@@ -72,6 +72,14 @@ conditions! {
     LeaseLapsed = "lease.lapsed", Warning,
         "The owner could not get its lease confirmed in time and has stopped the workload.",
         "Look for packet loss, an overloaded device or a switch that blocks; nothing needs to be reset.";
+    /// The device's own stalls endanger its lease.
+    DeviceStrained = "device.strained", Warning,
+        "This device's own tasks stand still for so long, again and again, that it could lose its lease; it owns only if no other device is fit.",
+        "Look for what takes its processor or memory: another program, heat, a host that is overbooked. It is fit again after 30 s without stalls.";
+    /// The timing in use is wider than configured.
+    TimingWidened = "timing.widened", Warning,
+        "Renewals were so slow that the site uses a wider timing than configured; a takeover takes as much longer.",
+        "Mend the network or relieve the devices: the configured timing returns by itself after a minute without trouble.";
     /// The workload keeps ending on the owner.
     WorkloadCrashing = "workload.crashing", Critical,
         "The workload keeps ending by itself on the owner and is restarted with growing pauses.",
@@ -89,13 +97,25 @@ conditions! {
         "A sidecar of another site, with another member list, other timing or another store was refused.",
         "Compare the `site` section on the devices named: it must be the same on all of them. If another store is named, see 'A damaged store' in deploy/README.md.";
     /// The store did not pass its checks.
-    StoreDamaged = "store.damaged", Critical,
-        "This device's store is behind what it once promised, or does not pass its checksums, so it does not vote.",
-        "Keep the folder for analysis, then see 'A damaged store' in deploy/README.md.";
+    StoreQuarantined = "store.quarantined", Warning,
+        "This device's store was lost or failed its checks at a start, was moved aside, and the device began anew without a vote.",
+        "Read found.txt in the folder named, look after the disk, and remove that folder; see 'A damaged store' in deploy/README.md.";
+    /// A write to the store failed.
+    DiskFailed = "disk.failed", Critical,
+        "A write to this device's store failed, so it votes no more, owns no more, and starts again to check its store anew.",
+        "Look in the kernel's log for this disk's errors and replace it if they are real; see 'disk.failed' in deploy/README.md.";
+    /// There is little or no room for the store.
+    DiskFull = "disk.full", Warning,
+        "The file system of the data folder is full or nearly so; ownership goes on with the room that was set aside.",
+        "Make room on the file system that holds storage.path.";
     /// A member has not been heard.
     MemberSilent = "member.silent", Warning,
         "A device of the site has not been heard for some time.",
         "Check its power, its network and that its sidecar runs.";
+    /// A device lost its store and is on its way back.
+    MemberRejoining = "member.rejoining", Warning,
+        "A device has lost its store and is being taken in again with a new one; until then its vote is missing.",
+        "Nothing, if it passes. If it says that the former store is still there, two devices have the same name, or two data folders are in use.";
     /// The hub cannot be reached.
     HubUnreachable = "hub.unreachable", Warning,
         "The IoT Hub cannot be reached from the device that mirrors; ownership on site is not affected.",

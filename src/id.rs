@@ -1,8 +1,9 @@
 //! Names of sites, devices and processes, as values that cannot be malformed.
 //!
 //! A [`DeviceId`] follows IoT Hub's rules for device identities, because the same name addresses the device's
-//! twin. A [`NodeId`] is what Raft calls a member: a fixed hash of the device id, so that no list order, address
-//! or restart changes it. An [`Incarnation`] is one life of one sidecar process; a restarted sidecar is somebody
+//! twin. A [`NodeId`] is what Raft calls a member: one store of one device. For a device's first store it is a hash of the
+//! device id alone, so that all members can write it down without having met; for every later one also of the store's
+//! number, because whoever forgot what it voted is somebody new. No list order, address or restart changes it. An [`Incarnation`] is one life of one sidecar process; a restarted sidecar is somebody
 //! new, which is what makes a stop receipt final.
 
 use std::fmt;
@@ -98,13 +99,20 @@ name! {
 }
 
 impl DeviceId {
-    /// The member number that Raft knows this device by.
-    pub fn node_id(&self) -> NodeId {
+    /// The number by which Raft knows this device with its first store.
+    pub fn first_node(&self) -> NodeId {
         NodeId(fnv1a(self.0.as_bytes()))
+    }
+
+    /// The number by which Raft knows this device with a later store, whose number is `store`. No device id holds a
+    /// slash, so it is no other device's first.
+    pub fn later_node(&self, store: u64) -> NodeId {
+        NodeId(fnv1a(format!("{}/{store:016x}", self.0).as_bytes()))
     }
 }
 
-/// A member's number inside the Raft group: the 64-bit FNV-1a hash of its device id.
+/// A member's number inside the Raft group: the 64-bit FNV-1a hash of its device id and, but for its first store, of the
+/// store's number.
 ///
 /// `config/` refuses a member list in which two names share a number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -113,6 +121,22 @@ pub struct NodeId(pub u64);
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Which store of its device a member works with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreId {
+    /// Drawn at random when the store was made.
+    pub number: u64,
+    /// Whether the device is known, or says itself, to have lost a store before this one.
+    pub later: bool,
+}
+
+impl StoreId {
+    /// The Raft node that `device` is with this store.
+    pub fn node(self, device: &DeviceId) -> NodeId {
+        if self.later { device.later_node(self.number) } else { device.first_node() }
     }
 }
 
@@ -148,6 +172,10 @@ mod tests {
 
     #[test]
     fn node_ids_never_change() {
+        let device = DeviceId::new("a").expect("a name");
+        assert_eq!(device.first_node(), NodeId(0xaf63_dc4c_8601_ec8c));
+        assert_eq!(device.later_node(7), NodeId(fnv1a(b"a/0000000000000007")));
+        assert_ne!(device.later_node(7), device.later_node(8));
         assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
     }

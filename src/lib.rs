@@ -6,6 +6,7 @@ pub mod condition;
 pub mod dice;
 pub mod epoch;
 pub mod id;
+pub mod seal;
 pub mod site;
 pub mod timing;
 

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::Write as _,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -17,11 +18,14 @@ use bytes::Bytes;
 use quorate::{
     clock::BootClock,
     raft::log::{Change, Disk, StoredLogId, StoredVote, sled::SledDisk},
+    site::{Member, Role, Site},
+    timing::{Settings, Timing},
 };
 
 /// Tells the child that it is the child, and where to write.
 const FOLDER: &str = "QUORATE_TEST_DURABILITY_FOLDER";
 const NAME: &str = "durability::every_acknowledged_write_was_synced_first";
+const REOPENED: &str = "what the new life found";
 const ACKNOWLEDGED: &str = "acknowledged: ";
 
 fn id(index: u64) -> StoredLogId {
@@ -37,18 +41,30 @@ fn changes() -> Vec<(&'static str, Change)> {
     let vote = |term, committed| Change::Vote(StoredVote { term, node: 7, committed });
     vec![
         ("a vote", vote(1, false)),
-        ("a committed vote", vote(1, true)),
+        ("a vote for a leader that has won without it", vote(2, true)),
         ("an entry", Change::Append(vec![entry(1)])),
         ("many entries", Change::Append((2..40).map(entry).collect())),
         ("a truncation", Change::TruncateFrom(30, Some(id(29)))),
         ("the entry in its place", Change::Append(vec![entry(30)])),
-        ("a later vote", vote(2, false)),
+        ("a later vote", vote(3, false)),
+        ("the whole log but its first entry", Change::TruncateFrom(1, Some(StoredLogId::default()))),
     ]
+}
+
+fn site() -> Site {
+    let member = Member {
+        device: "edge-1".parse().expect("a name"),
+        address: "10.0.0.1:7600".into(),
+        role: Role::Voter,
+    };
+    let timing = Timing::new(&Settings::default()).expect("consistent");
+    Site { id: "plant-7".parse().expect("a name"), members: vec![member], timing }
 }
 
 /// The child's work.
 fn write_and_tell(folder: &Path) {
-    let disk = SledDisk::create(folder, entry(0), Arc::new(BootClock), Box::new(|_| {})).expect("creates");
+    let first = quorate::raft::log::first_entry(&site()).expect("encodes");
+    let disk = SledDisk::create(folder, first, Arc::new(BootClock), Arc::new(|_| {})).expect("creates");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let tell = |what: &str| {
         // One system call, and not the captured output of a test.
@@ -60,6 +76,17 @@ fn write_and_tell(folder: &Path) {
         runtime.block_on(disk.write(change)).expect("writes");
         tell(what);
     }
+    drop(disk);
+    // sled lets go of its files a moment later. Then what a killed sidecar may leave behind: writes that were never synced.
+    for name in ["store/db", "mark"] {
+        let file = fs::File::options().read(true).write(true).open(folder.join(name)).expect("opens");
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).expect("locks");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 0).expect("reads");
+        file.write_all_at(&byte, 0).expect("writes");
+    }
+    SledDisk::open(folder, Arc::new(BootClock), Arc::new(|_| {})).expect("opens");
+    tell(REOPENED);
 }
 
 /// A system call as strace wrote it down.
@@ -165,8 +192,10 @@ fn every_acknowledged_write_was_synced_first() {
     );
     let trace = fs::read_to_string(&trace).expect("strace wrote its trace");
     let (acknowledged, faults) = judge(&calls(&trace), &folder);
-    let expected: Vec<&str> =
-        std::iter::once("the new store").chain(changes().into_iter().map(|(what, _)| what)).collect();
+    let expected: Vec<&str> = std::iter::once("the new store")
+        .chain(changes().into_iter().map(|(what, _)| what))
+        .chain([REOPENED])
+        .collect();
     assert_eq!(acknowledged, expected, "every acknowledgement was seen");
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

@@ -14,11 +14,15 @@ mod durability;
 mod faces;
 /// Imports only go down; libraries stay in their rooms.
 mod floors;
+/// Random faults on whole sites of real processes and real networks.
+mod lab;
 /// Real processes: the fencer and its workload, SIGKILL, SIGSTOP, orphans.
 mod process;
+/// The promises P1 to P5, each as a check of a simulated site.
+mod promise;
 /// Stories of a simulated site.
 mod scenario;
 /// A whole site in one deterministic simulation.
 mod stage;
-/// Random trouble, many seeds: the promises hold all the time, and afterwards somebody owns.
+/// Random trouble, some seeds: the promises hold all the time, and afterwards somebody owns. `cargo sim` has many.
 mod sweep;

@@ -1,19 +1,26 @@
 #!/usr/bin/env python3
 """Breaks each safety rule on purpose and demands that the named test notices.
 
-    tests/planted.py            all of them
-    tests/planted.py crc mark   those whose name contains one of the words
+    tests/planted.py             all of them
+    tests/planted.py crc mark    those whose name contains one of the words
+    tests/planted.py --list      says which there are, and checks that each still fits the sources; builds nothing
+    tests/planted.py --sim 50    breaks each rule and lets so many seeds of `cargo sim` look for it instead of the named tests
+    tests/planted.py --json out  writes the result there as well
 
-Works on a copy of the tracked files below target/planted, never on the files themselves. Each rule costs one build and one
-test, some seconds up to a minute. Exit code 0 only if every bug was noticed. README.md beside this file has the table.
+Works on one copy of the tracked files below target/planted, never on the files themselves; only what differs from the last
+bug is built again. Exit code 0 only if every bug was noticed and every place was found. README.md beside this file has the
+table.
 """
 
+import argparse
+import json
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORK = ROOT / "target" / "planted"
@@ -21,11 +28,12 @@ GUARD, SLED, FENCE = "src/raft/vote_guard.rs", "src/raft/log/sled.rs", "src/work
 PLAN, RECORD, DECIDE = "src/reconcile/mirror/plan.rs", "src/ownership/record.rs", "src/ownership/decide.rs"
 
 # name, file, function, what is replaced, by what (lists where it takes more than one change), and the tests that must
-# fail ("lib" or "suite", name). What is replaced must occur exactly once.
+# fail ("lib", "suite" or "model", name). What is replaced must occur exactly once.
 BUGS = [
     ("promise-window", GUARD, "Guard::may_vote",
      "let left = promise.until.since(now);", "let left = Duration::ZERO; let _ = promise.until;",
-     [("lib", "raft::vote_guard::tests::refuses_to_vote_within_the_window_of_its_promise")]),
+     [("lib", "raft::vote_guard::tests::refuses_to_vote_within_the_window_of_its_promise"),
+      ("model", "no_reachable_state_is_bad")]),
     ("boot-window", GUARD, "Guard::may_vote",
      "let left = self.boot_refusal_until.since(now);", "let left = Duration::ZERO; let _ = self.boot_refusal_until;",
      [("lib", "raft::vote_guard::tests::refuses_to_vote_within_the_window_of_its_boot")]),
@@ -35,22 +43,24 @@ BUGS = [
     ("workload-runs", GUARD, "Guard::may_vote",
      "if self.workload_runs {", "if self.workload_runs && false {",
      [("lib", "raft::vote_guard::tests::refuses_to_vote_while_its_own_workload_may_run"),
-      ("suite", "scenario::a_workload_that_cannot_be_ended_keeps_its_device_from_voting")]),
+      ("suite", "scenario::loss::a_workload_that_cannot_be_ended_keeps_its_device_from_voting")]),
     ("workload-not-told", "src/reconcile/ownership.rs", "OwnershipLoop::start",
      "self.group.guard().workload(true);", "",
-     [("suite", "scenario::a_workload_that_cannot_be_ended_keeps_its_device_from_voting")]),
+     [("suite", "scenario::loss::a_workload_that_cannot_be_ended_keeps_its_device_from_voting")]),
     ("receipt-lifts-any-epoch", GUARD, "Guard::may_vote",
      "self.lifted != Some(promise.epoch)", "self.lifted.is_none()",
-     [("lib", "raft::vote_guard::tests::a_receipt_lifts_promises_of_its_own_epoch_only")]),
+     [("lib", "raft::vote_guard::tests::a_receipt_lifts_promises_of_its_own_epoch_only"),
+      ("model", "no_reachable_state_is_bad")]),
     ("receipt-lifts-nothing", "src/raft/machine.rs", "Machine::publish",
      "self.guard.lift(released.epoch);", "let _ = released;",
-     [("suite", "scenario::a_planned_handover")]),
+     [("suite", "scenario::handover::a_planned_handover")]),
     ("late-question-hides-promise", GUARD, "Guard::promise",
      "fresh.epoch.max(old.epoch)", "fresh.epoch",
      [("lib", "raft::vote_guard::tests::a_late_question_for_an_earlier_epoch_does_not_hide_the_promise_for_the_later")]),
     ("promise-below-the-vote", GUARD, "Guard::promise",
      "if to < self.highest {", "if to < self.highest && false {",
-     [("lib", "raft::vote_guard::tests::promises_nothing_to_a_ballot_below_its_vote")]),
+     [("lib", "raft::vote_guard::tests::promises_nothing_to_a_ballot_below_its_vote"),
+      ("model", "no_reachable_state_is_bad")]),
     ("promise-while-voting", GUARD, "Guard::promise",
      "if self.voting > 0 {", "if self.voting > u32::MAX - 1 {",
      [("lib", "raft::vote_guard::tests::promises_nothing_while_a_vote_is_being_decided")]),
@@ -60,14 +70,39 @@ BUGS = [
     ("votes-around-the-guard", "src/raft/peer/server.rs", "Service::vote, pre_vote",
      ["self.guard.begin_vote(Some(ballot(&vote))).map_err(refused)?", "match self.guard.may_vote() {"],
      ["self.guard.begin_vote(Some(ballot(&vote))).map_err(refused).ok()", "match self.guard.may_vote().or(Ok::<(), VoteRefusal>(())) {"],
-     [("suite", "scenario::one_link_between_owner_and_standby_breaks")]),
+     [("suite", "scenario::links::one_link_between_owner_and_standby_breaks")]),
     ("lease-from-the-answer", "src/reconcile/lease.rs", "LeaseLoop::answered",
-     "state.lease.promised(answer.node, answer.asked);", "state.lease.promised(answer.node, self.clock.now());",
-     [("suite", "scenario::the_owners_links_are_slow_and_then_cut")]),
-    ("lease-without-quorum", "src/ownership/lease.rs", "Lease::quorum_asked",
-     "asked.get(voters.len() / 2).copied()", "asked.first().copied()",
+     "state.lease.promised(answer.node, answer.until);", "state.lease.promised(answer.node, self.clock.now() + timing.hold());",
+     [("suite", "scenario::links::the_owners_links_are_slow_and_then_cut")]),
+    ("answer-of-another-question", "src/raft/peer/line.rs", "Line::answered",
+     "= streams.asked.remove(&reply.number)", "= streams.asked.pop_last().map(|(_, asked)| asked)",
+     [("suite", "scenario::links::the_owners_links_are_slow_and_then_cut")]),
+    ("told-lease-from-the-question", "src/raft/peer/line.rs", "Line::answered",
+     "theirs: Moment::from_nanos(reply.echo_ns), heard }", "theirs: Moment::from_nanos(reply.echo_ns), heard: sent }",
+     [("suite", "scenario::links::what_standbys_are_told_of_the_lease_ends_with_it")]),
+    ("told-lease-too-long", "src/raft/vouch.rs", "Echo::left",
+     "until.since(self.heard)", "until.since(self.theirs.min(self.heard))",
+     [("lib", "raft::vouch::tests::is_never_believed_for_longer_than_the_lease")]),
+    ("any-won-vote-unsynced", SLED, "Writer::write",
+     "if mark.vote == Some(StoredVote { committed: false, ..vote }) {", "if vote.committed {",
+     [("suite", "durability::every_acknowledged_write_was_synced_first")]),
+    ("lease-from-the-new-hold", "src/reconcile/lease.rs", "LeaseLoop::answered",
+     "state.lease.promised(answer.node, answer.until);", "state.lease.promised(answer.node, answer.asked + timing.hold());",
+     [("suite", "scenario::brownout::the_owner_is_cut_off_while_the_timing_changes")]),
+    ("promise-beyond-the-disk", GUARD, "Guard::promise",
+     "if asked > self.ceiling {", "if asked > self.ceiling && false {",
+     [("lib", "raft::vote_guard::tests::promises_no_longer_than_a_restart_would_remember"),
+      ("lib", "raft::log::tests::no_restart_forgets_how_long_was_promised")]),
+    ("ceiling-before-the-write", "src/raft/log/mod.rs", "LogStore::append",
+     "self.widest.before(change);", "self.widest.after(change);",
+     [("lib", "raft::log::tests::no_restart_forgets_how_long_was_promised")]),
+    ("boot-forgets-the-agreed-window", "src/raft/group.rs", "Group::start",
+     "boot_refusal.max(paces.widest())", "boot_refusal",
+     [("suite", "scenario::brownout::a_standby_restarts_inside_a_window_that_was_widened")]),
+    ("lease-without-quorum", "src/ownership/lease.rs", "Lease::quorum_until",
+     "until.get(voters.len() / 2).copied()", "until.first().copied()",
      [("lib", "ownership::lease::tests::a_minority_gives_no_lease")]),
-    ("lease-counts-strangers", "src/ownership/lease.rs", "Lease::quorum_asked",
+    ("lease-counts-strangers", "src/ownership/lease.rs", "Lease::quorum_until",
      "voters.iter().filter_map(|v| self.promised.get(v).copied()).collect()", "self.promised.values().copied().collect()",
      [("lib", "ownership::lease::tests::strangers_do_not_count")]),
     ("lease-never-ends", DECIDE, "as_owner",
@@ -77,7 +112,7 @@ BUGS = [
      "*of == epoch && view.now < *until", "of.get() > 0 && view.now < *until",
      [("lib", "ownership::decide::tests::the_lease_of_another_epoch_is_worth_nothing")]),
     ("timing-without-drift", "src/timing.rs", "smallest_refusal",
-     "let with_drift = act_ns + act_ns * u128::from(drift_ppm) / 1_000_000;", "let with_drift = act_ns + 0 * u128::from(drift_ppm);",
+     "let with_drift = act_ns + (act_ns * u128::from(drift_ppm)).div_ceil(1_000_000);", "let with_drift = act_ns + 0 * u128::from(drift_ppm);",
      [("lib", "timing::tests::every_timing_keeps_the_inequality")]),
     ("standing-not-caught-up", "src/raft/group.rs", "standing",
      "(true, false) => Standing::NewLeader,", "(true, false) => Standing::Leader,",
@@ -95,9 +130,9 @@ BUGS = [
     ("restarted-owner-resumes", RECORD, "Record::owned_by",
      "o.device == *device && o.incarnation == incarnation", "o.device == *device && o.incarnation.0 != incarnation.0.wrapping_add(1)",
      [("lib", "ownership::record::tests::a_restarted_owner_never_resumes_its_epoch"),
-      ("suite", "scenario::the_owners_sidecar_restarts_at_once")]),
+      ("suite", "scenario::loss::the_owners_sidecar_restarts_at_once")]),
     ("deadline-ignored", FENCE, "Fence::mind_the_clock",
-     "if now >= *until =>\n            {\n                self.end(now, deeds);", "if now >= *until && false =>\n            {\n                self.end(now, deeds);",
+     "if now >= *until =>\n            {\n                self.end(now, self.kill_after, deeds);", "if now >= *until && false =>\n            {\n                self.end(now, self.kill_after, deeds);",
      [("lib", "workload::fence::tests::the_deadline_needs_no_message"),
       ("suite", "process::fencer::the_deadline_passes_without_any_message")]),
     ("deadline-goes-back", FENCE, "Fence::extend",
@@ -109,26 +144,61 @@ BUGS = [
     ("deadline-without-horizon", FENCE, "Fence::extend",
      "to.min(now + HORIZON)", "to.max(now)",
      [("lib", "workload::fence::tests::extending_moves_forward_only_and_only_the_own_epoch")]),
-    ("stop-wins-time", FENCE, "Fence::end",
-     "kill_at: now.min(until) + self.kill_after", "kill_at: now.max(until) + self.kill_after",
+    ("deadline-revived", FENCE, "Fence::extend",
+     "            && now < *until\n", "",
+     [("lib", "workload::fence::tests::a_stop_near_the_deadline_does_not_win_time")]),
+    ("stop-wins-time", FENCE, "Fence::kill_at",
+     "(until + self.kill_after).min(patience)", "patience",
      [("lib", "workload::fence::tests::a_stop_near_the_deadline_does_not_win_time")]),
     ("never-killed", FENCE, "Fence::mind_the_clock",
      "deeds.push(Deed::Kill);", "",
      [("lib", "workload::fence::tests::nothing_outlives_its_deadline")]),
+    ("receipt-of-anybody", RECORD, "Record::is_proof",
+     "seal == Some(receipt.secret.seal())", "seal.is_some()",
+     [("lib", "raft::attest::tests::a_forged_receipt_changes_nothing")]),
+    ("receipt-for-the-next-owner", RECORD, "Record::is_proof",
+     ["filter(|o| o.epoch == receipt.epoch)", "receipt.epoch == self.epoch && seal == Some(receipt.secret.seal())"],
+     ["filter(|_| true)", "seal.is_some()"],
+     [("lib", "raft::attest::tests::only_the_present_owners_own_receipt_counts")]),
+    ("burned-epoch-restarted", "src/workload/secrets.rs", "Secrets::lost",
+     "self.burned = self.handed.take().or(self.burned);", "self.handed = None;",
+     [("lib", "workload::secrets::tests::only_what_a_lost_fencer_knew_is_burned"),
+      ("suite", "process::receipt::an_epoch_whose_fencer_was_lost_is_never_started_again")]),
+    ("silence-forgiven", "src/workload/driver.rs", "Driver::mind_the_clock",
+     "self.pulse.lost_at().is_some_and(|by| now >= by)", "false",
+     [("suite", "process::last_line::a_frozen_fencer_is_noticed_long_before_the_lease_ends")]),
+    ("silence-noticed-late", "src/workload/pulse.rs", "Pulse::ask",
+     "(left / 2)", "(left * 2)",
+     [("lib", "workload::pulse::tests::silence_is_noticed_before_the_lease_that_was_given_last_ends")]),
+    ("end-awaited-too-long", "src/workload/driver.rs", "Driver::overdue",
+     "Some(grant.until + grace / 2)", "Some(grant.until + grace * 2)",
+     [("suite", "process::last_line::a_fencer_that_freezes_near_the_end_of_the_lease_is_killed_within_the_grace")]),
+    ("remains-left-to-the-next-fencer", "src/workload/link.rs", "Link::bury",
+     "orphans::kill(&mark, session)", "{ let _ = (mark, session); 0 }",
+     [("suite", "process::last_line::what_a_killed_fencer_leaves_is_killed_also_if_there_is_no_other_fencer")]),
+    ("frozen-holder-kept", "src/workload/fencer.rs", "Fencer::begin",
+     "if now >= evict_at {", "if now >= evict_at && false {",
+     [("suite", "process::last_line::a_frozen_fencer_of_an_earlier_life_is_killed_when_its_lease_must_be_over")]),
+    ("any-fencer-evicted", "src/workload/holder.rs", "is_fencer",
+     "orders.mark == mark", "orders.mark != mark || true",
+     [("lib", "workload::holder::tests::only_a_fencer_of_this_folder_is_killed")]),
+    ("receipt-without-a-run", FENCE, "Fence::step",
+     "if self.state == State::Idle {\n                    // Its end", "if false {\n                    // Its end",
+     [("lib", "workload::fence::tests::a_run_that_has_ended_gives_no_receipt")]),
     ("sidecar-gone-ignored", FENCE, "Fence::step",
-     "self.sidecar_gone = true;\n                self.end(now, &mut deeds);", "self.sidecar_gone = true;",
+     "self.sidecar_gone = true;\n                self.end(now, self.kill_after, &mut deeds);", "self.sidecar_gone = true;",
      [("lib", "workload::fence::tests::a_lost_sidecar_ends_the_workload_and_then_the_fencer")]),
     ("mirror-without-comparison", PLAN, "plan",
      ".filter(|(_, _, seen)| seen.epoch > published.epoch)", ".filter(|(_, _, seen)| seen.epoch > published.epoch + 9)",
      [("lib", "reconcile::mirror::plan::tests::one_twin_ahead_silences_the_mirror"),
-      ("suite", "scenario::a_stale_owner_with_a_good_line_cannot_overwrite")]),
+      ("suite", "scenario::hub::a_stale_owner_with_a_good_line_cannot_overwrite")]),
     ("set-before-clear", PLAN, "plan",
      "(true, false) => 0,", "(true, false) => 3,",
      [("lib", "reconcile::mirror::plan::tests::the_old_flag_is_cleared_before_the_new_one_is_set")]),
     ("no-if-match", "src/reconcile/mirror.rs", "Work::write",
      "hub.patch_twin(device, &change, Some(etag))", "hub.patch_twin(device, &change, Some(etag).filter(|e| e.is_empty()))",
      [("lib", "reconcile::mirror::tests::a_stale_owner_that_compared_in_time_still_cannot_overwrite"),
-      ("suite", "scenario::a_stale_owner_with_a_good_line_cannot_overwrite")]),
+      ("suite", "scenario::hub::a_stale_owner_with_a_good_line_cannot_overwrite")]),
     ("mark-not-compared", SLED, "check",
      "if contents.vote < promised.vote {", "if contents.vote < promised.vote && false {",
      [("lib", "raft::log::sled::tests::a_store_behind_its_mark_is_damaged")]),
@@ -139,11 +209,66 @@ BUGS = [
      "(checksum(key, content).to_le_bytes() == crc).then_some(content)", "(checksum(key, content).to_le_bytes() == crc || true).then_some(content)",
      [("lib", "raft::log::sled::tests::a_value_that_does_not_match_its_checksum_is_refused")]),
     ("store-not-synced", SLED, "durable",
-     "file.sync_data()", "file.metadata().map(|_| ())",
+     "into_io)?;\n    file.sync_data()", "into_io)?;\n    file.metadata().map(|_| ())",
      [("suite", "durability::every_acknowledged_write_was_synced_first")]),
     ("mark-not-synced", "src/raft/log/mark.rs", "MarkFile::write",
      "self.file.sync_data()?;", "",
      [("suite", "durability::every_acknowledged_write_was_synced_first")]),
+    ("barred-votes", GUARD, "Guard::may_vote",
+     "return Err(VoteRefusal::Barred(bar));", "let _ = bar;",
+     [("lib", "raft::vote_guard::tests::who_is_barred_votes_no_more"),
+      ("suite", "scenario::machine::a_device_that_lost_its_store_does_not_vote")]),
+    ("amnesiac-promises", GUARD, "Guard::promise",
+     "return Err(PromiseRefusal::Barred(bar));", "let _ = bar;",
+     [("lib", "raft::vote_guard::tests::who_has_forgotten_its_votes_promises_nothing")]),
+    ("failed-write-not-barred", "src/raft/log/watched.rs", "Watched::write",
+     "self.guard.bar(Bar::DiskFailed);", "let _ = (&self.guard, Bar::DiskFailed);",
+     [("lib", "raft::log::tests::a_failed_write_bars_the_vote")]),
+    ("no-amnesia", "src/raft/log/folder.rs", "begin_anew",
+     "renewed.amnesia = Some(amnesia);", "renewed.amnesia = None;",
+     [("lib", "raft::log::folder::tests::a_lost_store_is_quarantined_and_never_a_first_start")]),
+    ("identity-not-checked", "src/raft/log/folder.rs", "read",
+     "said != u64::from(checksum(&value))", "said != u64::from(checksum(&value)) && false",
+     [("lib", "raft::log::folder::tests::no_flipped_bit_of_the_identity_is_believed")]),
+    ("snapshot-not-marked", SLED, "Writer::write",
+     "mark.last = mark.last.max(covered(Some(&content))?);", "covered(Some(&content))?;",
+     [("lib", "raft::log::sled::tests::an_installed_snapshot_is_promised")]),
+    ("adopted-not-marked", SLED, "Writer::adopt",
+     "mark.vote = mark.vote.max(self.contents.vote);", "",
+     [("lib", "raft::log::sled::tests::what_was_read_is_promised")]),
+    ("read-from-the-cache", SLED, "settle",
+     "file.sync_data()?;", "",
+     [("suite", "durability::every_acknowledged_write_was_synced_first")]),
+    ("sled-files-not-synced", SLED, "Writer::open",
+     "sync_files(&store)?;", "",
+     [("lib", "raft::log::images::no_crash_image_brings_back_an_older_store")]),
+    ("replaced-while-present", "src/reconcile/members/plan.rs", "View::may_be_replaced",
+     "self.silent(old) < PRESENT.max(timing.refusal() * 2)", "self.silent(old) < Duration::ZERO",
+     [("lib", "reconcile::members::plan::tests::a_store_that_was_heard_lately_is_not_replaced")]),
+    ("changes-without-a-window", "src/reconcile/members/plan.rs", "View::may_be_replaced",
+     "if self.now.since(self.changed) < timing.refusal() {", "if self.now.since(self.changed) < Duration::ZERO {",
+     [("lib", "reconcile::members::plan::tests::members_change_one_at_a_time_with_a_window_between")]),
+    ("replaced-without-majority", "src/reconcile/members/plan.rs", "View::may_be_replaced",
+     "!self.members.is_quorum(|node| Some(*node) != old && heard(*node))", "!self.members.is_quorum(|_| true)",
+     [("lib", "reconcile::members::plan::tests::nobody_is_replaced_without_a_majority_of_the_others")]),
+    ("votes-before-it-knows", "src/reconcile/members/plan.rs", "plan",
+     "Ok(()) if !view.caught_up.contains(node) =>", "Ok(()) if view.caught_up.len() > 99 =>",
+     [("lib", "reconcile::members::plan::tests::a_lost_store_is_replaced_in_three_steps")]),
+    ("used-store-given-up", "src/reconcile/members/plan.rs", "doubts",
+     "!store.later && unused && !told.is_empty()", "!store.later && (unused || true) && !told.is_empty()",
+     [("lib", "reconcile::members::plan::tests::only_an_unused_first_store_is_given_up_and_only_for_a_majority")]),
+    ("forgetful-one-votes", "src/reconcile/members.rs", "MembersLoop::run",
+     "self.group.guard().bar(Bar::Amnesia);", "let _ = Bar::Amnesia;",
+     [("suite", "scenario::rejoin::two_emptied_devices_at_once_are_no_site_of_their_own")]),
+    ("noted-store-ignored", "src/raft/peer/mod.rs", "Roster::known_store",
+     "return Some(noted);", "let _ = noted;",
+     [("lib", "raft::peer::server::tests::a_later_store_is_another_node_and_the_first_never_comes_back"), ("suite", "scenario::rejoin::a_restart_of_all_others_does_not_make_the_forgetful_one_welcome")]),
+    ("replaced-store-comes-back", "src/raft/peer/server.rs", "Porter::stores_fit",
+     "instead.filter(|_| node == device.first_node())", "instead.filter(|_| node != device.first_node() && false)",
+     [("lib", "raft::peer::server::tests::a_later_store_is_another_node_and_the_first_never_comes_back")]),
+    ("half-a-joint-quorum", "src/raft/members.rs", "Members::spare",
+     "self.voters.iter().map(spare)", "self.voters.iter().take(1).map(spare)",
+     [("lib", "raft::members::tests::a_quorum_is_a_majority_of_every_set")]),
 ]
 
 
@@ -151,55 +276,97 @@ def copy():
     """A fresh copy of the tracked files; only what differs is written, so that little is built again."""
     tree = WORK / "tree"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
-    for name in filter(None, listed.decode().split("\0")):
+    names = [name for name in listed.decode().split("\0") if name and (ROOT / name).is_file()]
+    for name in names:
         source, target = ROOT / name, tree / name
-        if not source.exists():
-            continue
         if not target.exists() or target.read_bytes() != source.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
+    for old in set(p for p in tree.rglob("*.rs")) - set(tree / name for name in names):
+        old.unlink()
     return tree
 
 
-def run(tree, kind, test):
-    which = ["--lib"] if kind == "lib" else ["--test", "suite"]
-    command = ["cargo", "test", "-q", *which, "--", "--exact", test]
+def cargo(tree, *words):
     environment = dict(os.environ, CARGO_TARGET_DIR=str(WORK / "target"), RUST_BACKTRACE="0")
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
-    out = done.stdout + done.stderr
+    done = subprocess.run(["cargo", *words], cwd=tree, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def error(out):
+    return "broken: " + (re.findall(r"^error.*$", out, re.M) or ["no such test"])[0]
+
+
+def run(tree, kind, test):
+    which = ["--lib"] if kind == "lib" else ["--test", kind]
+    _, out = cargo(tree, "test", "-q", *which, "--", "--exact", test)
     if re.search(r"^test result: ok\. 1 passed", out, re.M):
         return "passed"
     if re.search(r"^test result: FAILED\. 0 passed; 1 failed", out, re.M):
         return "failed"
-    return "broken: " + (re.findall(r"^error.*$", out, re.M) or ["no such test"])[0]
+    return error(out)
+
+
+def simulate(tree, seeds):
+    """What the simulator says about the broken tree: how many seeds failed, and for which promise."""
+    code, out = cargo(tree, "sim", "--seeds", str(seeds), "--json")
+    found = re.search(r"^\{.*\}$", out, re.M)
+    if not found:
+        return error(out)
+    told = [failure["error"] for failure in json.loads(found.group())["failures"]]
+    if code == 0 or not told:
+        return "passed"
+    promises = sorted({m.group() for text in told if (m := re.search(r"\bP[1-5] is broken|not within", text))})
+    return f"failed: {len(told)} of {seeds} seeds, {', '.join(promises)}"
+
+
+def broken(text, old, new):
+    """The text with the bug in it, or None where it does not fit any more."""
+    pairs = [(old, new)] if isinstance(old, str) else list(zip(old, new))
+    for old, new in pairs:
+        if text.count(old) != 1:
+            return None
+        text = text.replace(old, new)
+    return text
 
 
 def main():
-    words = sys.argv[1:]
-    tree, missed = copy(), []
-    for name, file, function, old, new, tests in BUGS:
-        if words and not any(word in name for word in words):
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("words", nargs="*")
+    options.add_argument("--list", action="store_true")
+    options.add_argument("--sim", type=int, metavar="SEEDS")
+    options.add_argument("--json", metavar="FILE")
+    options = options.parse_args()
+    chosen = [bug for bug in BUGS if not options.words or any(word in bug[0] for word in options.words)]
+    stale = [bug[0] for bug in chosen if broken((ROOT / bug[1]).read_text(), bug[3], bug[4]) is None]
+    if options.list:
+        for name, file, function, *_, tests in chosen:
+            print(f"{name}: {file}, {function}: {', '.join(test for _, test in tests)}")
+    for name in stale:
+        print(f"{name}: DOES NOT FIT the sources any more: anchor it anew", flush=True)
+    missed, results = list(stale), {name: ["does not fit"] for name in stale}
+    tree = None if options.list else copy()
+    for name, file, _, old, new, tests in [] if options.list else chosen:
+        if name in stale:
             continue
-        path = tree / file
+        path, begun = tree / file, time.monotonic()
         good = path.read_text()
-        pairs = [(old, new)] if isinstance(old, str) else list(zip(old, new))
-        stale = [old for old, _ in pairs if good.count(old) != 1]
-        if stale:
-            print(f"{name}: not exactly once in {file} ({function}): {stale}", flush=True)
-            missed.append(name)
-            continue
-        bad = good
-        for old, new in pairs:
-            bad = bad.replace(old, new)
-        path.write_text(bad)
+        path.write_text(broken(good, old, new))
         try:
-            for kind, test in tests:
-                result = run(tree, kind, test)
-                print(f"{name}: {test} {'notices' if result == 'failed' else 'DOES NOT NOTICE: ' + result}", flush=True)
-                if result != "failed":
+            asked = [("sim", "cargo sim")] if options.sim else tests
+            for kind, test in asked:
+                result = simulate(tree, options.sim) if kind == "sim" else run(tree, kind, test)
+                noticed = result.startswith("failed")
+                told = f"notices {result[6:].strip(': ')}".strip() if noticed else f"DOES NOT NOTICE: {result}"
+                print(f"{name}: {test} {told} ({time.monotonic() - begun:.0f} s)", flush=True)
+                results.setdefault(name, []).append(f"{test} {told}")
+                if not noticed:
                     missed.append(name)
         finally:
             path.write_text(good)
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps({"missed": missed, "results": results}, indent=1) + "\n")
+    print(f"{len(chosen) - len(set(missed))} of {len(chosen)} {'fit' if options.list else 'noticed'}")
     if missed:
         sys.exit("not noticed: " + ", ".join(missed))
 

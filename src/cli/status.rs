@@ -237,6 +237,9 @@ fn rest(out: &mut String, r: &Report) {
         row(out, "decided", &decision.reason);
     }
     row(out, "timing", &r.timing);
+    if let Some(why) = &r.vitals.goes_last {
+        row(out, "elections", &format!("this device goes last: {why}"));
+    }
     for knock in &r.knocks {
         row(
             out,

@@ -6,7 +6,7 @@ use super::{DONE, Stop, client::Target, say};
 use crate::{config::Environment, control::proto::TransferRequest};
 
 /// A little longer than the sidecar itself waits, so that its reason arrives.
-const TRANSFER_TIME: Duration = Duration::from_secs(65);
+const TRANSFER_TIME: Duration = Duration::from_secs(80);
 
 /// Hand the workload over to another device, without a gap in its protection
 ///

@@ -98,7 +98,7 @@ mod tests {
             device: device.into(),
             cause: "takeover".into(),
             actor: String::new(),
-            reason: "edge-1 was not heard for 620 ms".into(),
+            reason: "edge-1 was not heard for 324 ms".into(),
             since_unix_ms: since,
             until_unix_ms: until,
         };
@@ -114,10 +114,10 @@ mod tests {
 now     keeps the workload running (2.0 s ago)
 
 epoch 2  edge-2  since 2026-11-02 08:15:00  for 32 s so far
-        takeover: edge-1 was not heard for 620 ms
+        takeover: edge-1 was not heard for 324 ms
 
 epoch 1  edge-1  since 2026-11-02 06:13:20  for 2 h
-        takeover: edge-1 was not heard for 620 ms
+        takeover: edge-1 was not heard for 324 ms
 ";
         assert_eq!(text(&reply, 1_793_607_332_000), expected);
         let empty = text(&WhyReply::default(), 0);

@@ -134,6 +134,8 @@ pub enum Workload {
         working_dir: Option<PathBuf>,
         /// Added to what the sidecar sets.
         env: BTreeMap<String, String>,
+        /// How long a planned stop waits before KILL. 10 ms to 60 s. Default 10 s.
+        stop_timeout: Duration,
     },
 }
 

@@ -122,6 +122,15 @@ impl Section {
         }
     }
 
+    /// A section that may also be written as one text, which then stands in it under `preset`.
+    pub(super) fn section_or_preset(&mut self, key: &'static str, notes: &mut Notes) -> Section {
+        notes.known.push(self.full(key));
+        if let Some(node) = self.entries.get_mut(key) {
+            node.text_as_preset();
+        }
+        self.section(key, notes)
+    }
+
     /// A text.
     pub(super) fn text(&mut self, key: &'static str, notes: &mut Notes) -> Option<Spot<String>> {
         let node = self.take(key, notes)?;

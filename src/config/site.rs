@@ -10,7 +10,7 @@ use super::{
 use crate::{
     id::{DeviceId, SiteId},
     site::{Member, Role},
-    timing::{Settings, Timing},
+    timing::{Preset, Settings, Timing},
 };
 
 /// A majority of nine survives four losses; the takeover bound printed at start is computed for up to this many.
@@ -135,7 +135,7 @@ fn collisions(members: &[(Member, Where)], key: &str, notes: &mut Notes) {
                 format!("{name} is already {key}[{first}]"),
                 "name each device once",
             );
-        } else if let Some(first) = nodes.insert(member.node_id(), i) {
+        } else if let Some(first) = nodes.insert(member.device.first_node(), i) {
             notes.fault(
                 at,
                 &format!("{key}[{i}].device"),
@@ -191,13 +191,18 @@ pub(super) fn timing(
     workload: &Section,
     notes: &mut Notes,
 ) -> Option<Timing> {
-    let mut section = site.section("timing", notes);
+    let mut section = site.section_or_preset("timing", notes);
+    let before = notes.faults.len();
+    let named = |text: &str| Preset::named(text).ok_or_else(|| format!("{text:?} is not a preset"));
+    let preset = section.parsed("preset", notes, named, "write \"default\", \"fast\" or \"fastest\"");
+    let preset_broken = notes.faults.len() > before;
     let (heartbeat, heartbeat_broken) = section.duration("heartbeat", notes);
     let (hold, hold_broken) = section.duration("hold", notes);
     let (drift, drift_broken) = section.number("drift_ppm", notes);
     let (refusal, refusal_broken) = section.duration("refusal", notes);
+    let (stretch, stretch_broken) = section.number("stretch_max", notes);
     let (grace, grace_broken) = stop_grace;
-    let default = Settings::default();
+    let default = preset.as_ref().map(|s| s.value).unwrap_or_default().settings();
     let value = |spot: &Option<Spot<Duration>>, default| spot.as_ref().map_or(default, |s| s.value);
     let outcome = Timing::new(&Settings {
         heartbeat: value(&heartbeat, default.heartbeat),
@@ -205,14 +210,17 @@ pub(super) fn timing(
         stop_grace: value(&grace, default.stop_grace),
         drift_ppm: drift.as_ref().map_or(default.drift_ppm, |s| s.value),
         refusal: refusal.as_ref().map(|s| s.value),
+        stretch_max: stretch.as_ref().map_or(default.stretch_max, |s| s.value),
     });
     let any_broken = heartbeat_broken || hold_broken || drift_broken || refusal_broken || grace_broken;
-    for fault in outcome.as_ref().err().into_iter().flatten() {
+    let told = if preset_broken { Vec::new() } else { outcome.clone().err().unwrap_or_default() };
+    for fault in told {
         // What was written in a way that cannot be read has its own fault; nothing is concluded from its default.
         let (spot_at, broken) = match fault.setting {
             "heartbeat" => (heartbeat.as_ref().map(|s| &s.at), heartbeat_broken || hold_broken),
             "hold" => (hold.as_ref().map(|s| &s.at), hold_broken),
             "stop_grace" => (grace.as_ref().map(|s| &s.at), grace_broken),
+            "stretch_max" => (stretch.as_ref().map(|s| &s.at), stretch_broken),
             "drift_ppm" => (drift.as_ref().map(|s| &s.at), drift_broken),
             _ => (refusal.as_ref().map(|s| &s.at), any_broken),
         };
@@ -223,7 +231,7 @@ pub(super) fn timing(
             "stop_grace" => workload.full("stop_grace"),
             setting => section.full(setting),
         };
-        let at = spot_at.cloned().unwrap_or_else(|| section.file());
+        let at = spot_at.cloned().or(preset.as_ref().map(|s| s.at.clone())).unwrap_or_else(|| section.file());
         notes.fault(&at, &key, &fault.problem, &fault.advice);
     }
     section.done(notes);

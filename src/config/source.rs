@@ -70,6 +70,19 @@ pub(super) struct Node {
     pub(super) at: Where,
 }
 
+impl Node {
+    /// `key = "word"` where others write a section means `key = { preset = "word" }`.
+    pub(super) fn text_as_preset(&mut self) {
+        if let Value::Text(_) = self.value {
+            let text = Node {
+                value: std::mem::replace(&mut self.value, Value::Boolean(false)),
+                at: self.at.clone(),
+            };
+            self.value = Value::Table([("preset".to_owned(), text)].into());
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) enum Value {
     Text(String),
@@ -170,7 +183,11 @@ fn overlay(root: &mut Node, variable: &str, text: &str, faults: &mut Vec<Fault>)
         }
     };
     let mut node = root;
-    for part in path {
+    let below_timing = path.len() > 2 && path[..2] == ["site", "timing"];
+    for (depth, part) in path.into_iter().enumerate() {
+        if below_timing && depth == 2 {
+            node.text_as_preset();
+        }
         if !matches!(node.value, Value::Table(_)) {
             node.value = Value::Table(BTreeMap::new());
         }

@@ -3,7 +3,10 @@ use std::{collections::BTreeSet, fs, io::Write as _, path::Path};
 use proptest::prelude::*;
 
 use super::*;
-use crate::site::Role;
+use crate::{
+    site::Role,
+    timing::{Preset, Timing},
+};
 
 const SITE: &str = r#"
 [site]
@@ -94,6 +97,7 @@ fn the_environment_wins_and_may_say_everything() {
             ("QUORATE_WORKLOAD__KIND", "process"),
             ("QUORATE_WORKLOAD__COMMAND", r#"["/app/run", "--fast"]"#),
             ("QUORATE_WORKLOAD__STOP_GRACE", "1s"),
+            ("QUORATE_WORKLOAD__STOP_TIMEOUT", "30s"),
             ("QUORATE_WORKLOAD__ENV__Tz__Name", "UTC"),
             ("QUORATE_CONTROL__LISTEN", "off"),
             ("QUORATE_HUB__MIRROR", "device-twin"),
@@ -109,7 +113,8 @@ fn the_environment_wins_and_may_say_everything() {
     assert_eq!(config.control.listen, None);
     let env = BTreeMap::from([("Tz__Name".to_owned(), "UTC".to_owned())]);
     let command = vec!["/app/run".to_owned(), "--fast".to_owned()];
-    assert_eq!(config.workload, Workload::Process { command, working_dir: None, env });
+    let stop_timeout = Duration::from_secs(30);
+    assert_eq!(config.workload, Workload::Process { command, working_dir: None, env, stop_timeout });
     let Hub::DeviceTwin { flag_path, connection_string, ca_file: None, refresh } = &config.hub else {
         panic!("{:?}", config.hub)
     };
@@ -117,6 +122,24 @@ fn the_environment_wins_and_may_say_everything() {
     assert_eq!(connection_string.expose(), SECRET);
     assert_eq!(*refresh, Duration::from_secs(600));
     assert!(!format!("{config:?}").contains("c2VjcmV0"));
+}
+
+#[test]
+fn timing_is_a_word_or_a_section_on_top_of_one() {
+    let me = ("IOTEDGE_DEVICEID", "edge-1");
+    let timing = |text: &str, variables: &[(&str, &str)]| {
+        let site = SITE.replace("id = \"plant-7\"", &format!("id = \"plant-7\"\n{text}"));
+        loaded(&site, &[&[me], variables].concat()).site.timing
+    };
+    let fast = Timing::new(&Preset::Fast.settings()).expect("consistent");
+    assert_eq!(timing("timing = \"fast\"", &[]), fast);
+    assert_eq!(timing("timing.preset = \"fast\"", &[]), fast);
+    assert_eq!(timing("", &[("QUORATE_SITE__TIMING", "fast")]), fast);
+    assert_eq!(timing("timing = \"fastest\"", &[("QUORATE_SITE__TIMING__PRESET", "fast")]), fast);
+    // A single value changes that value, and what is computed from it.
+    let slower = timing("timing = \"fast\"", &[("QUORATE_SITE__TIMING__HOLD", "100ms")]);
+    assert_eq!((slower.heartbeat(), slower.stop_grace()), (fast.heartbeat(), fast.stop_grace()));
+    assert_eq!((slower.hold(), slower.refusal()), (Duration::from_millis(100), Duration::from_millis(142)));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use crate::workload::{STOP_TIMEOUT, Settings};
+
 use super::{
     Workload,
     listeners::absolute,
@@ -18,6 +20,19 @@ pub(super) fn stop_grace(section: &mut Section, notes: &mut Notes) -> (Option<Sp
     section.duration("stop_grace", notes)
 }
 
+/// `workload.stop_timeout`.
+fn stop_timeout(section: &mut Section, notes: &mut Notes) -> Duration {
+    let key = section.full("stop_timeout");
+    let Some(spot) = section.duration("stop_timeout", notes).0 else {
+        return Settings::default().stop_timeout;
+    };
+    if !STOP_TIMEOUT.contains(&spot.value) {
+        let problem = format!("{} is outside 10ms to 60s", super::show_duration(spot.value));
+        notes.fault(&spot.at, &key, problem, "use the time your workload needs to end in good order");
+    }
+    spot.value
+}
+
 /// The rest of the section.
 pub(super) fn read(mut section: Section, notes: &mut Notes) -> Option<Workload> {
     let kind_key = section.full("kind");
@@ -30,6 +45,7 @@ pub(super) fn read(mut section: Section, notes: &mut Notes) -> Option<Workload> 
     let advice = "write an absolute path of a folder on this device";
     let working_dir = section.parsed("working_dir", notes, |t| absolute(t, 4000), advice).map(|s| s.value);
     let env = environment(section.section("env", notes), notes);
+    let stop_timeout = stop_timeout(&mut section, notes);
     section.not_yet("health", notes, "leave it out; a workload that ends is restarted on the owner");
 
     let is_process = match (&kind, &command) {
@@ -53,7 +69,7 @@ pub(super) fn read(mut section: Section, notes: &mut Notes) -> Option<Workload> 
             if command.value.iter().any(|part| part.contains('\0')) {
                 notes.fault(&command.at, &command_key, "holds a zero byte", COMMAND_ADVICE);
             }
-            Some(Workload::Process { command: command.value, working_dir, env })
+            Some(Workload::Process { command: command.value, working_dir, env, stop_timeout })
         }
         (true, None) => {
             if !command_broken {

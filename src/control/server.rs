@@ -112,7 +112,7 @@ fn incoming(listeners: Listeners) -> impl Stream<Item = Result<Connection, io::E
             }
         };
         let connection = OnProbation::new(io, Proof::Bytes(HTTP2_PREFACE), slot);
-        Some((Ok(Connection(connection)), (listeners, slots)))
+        Some((Ok(connection), (listeners, slots)))
     })
 }
 
@@ -182,34 +182,9 @@ impl AsyncWrite for Io {
 }
 
 /// A connection that must begin to speak soon, and gives its place back when it ends.
-#[derive(Debug)]
-struct Connection(OnProbation<Io, OwnedSemaphorePermit>);
+type Connection = OnProbation<Io, OwnedSemaphorePermit>;
 
 impl Connected for Connection {
     type ConnectInfo = ();
     fn connect_info(&self) {}
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }

@@ -30,7 +30,7 @@ use crate::{
 /// Open streams of all clients together.
 const STREAMS_MAX: usize = 64;
 /// The longest that a handover is waited for; what the node began, it finishes without us.
-const TRANSFER_TIME: Duration = Duration::from_secs(60);
+const TRANSFER_TIME: Duration = Duration::from_secs(75);
 const REASON_MAX_BYTES: usize = 256;
 const ACTOR_MAX_BYTES: usize = 128;
 

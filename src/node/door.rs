@@ -28,7 +28,7 @@ use crate::{
         door::{Answer, BoxFuture, Door, Permit, Refusal, Transfer, Transferred},
         report,
     },
-    workload::Observed,
+    workload::{self, Observed},
 };
 
 /// How long a transfer may take until its caller is told that it is not known what became of it.
@@ -81,6 +81,7 @@ impl NodeDoor {
             let (mut record, mut vouched) = (node.group.record(), node.group.vouched());
             loop {
                 tokio::select! {
+                    biased;
                     () = stop.cancelled() => return,
                     Ok(()) = held.changed() => {}
                     Ok(()) = decided.changed() => {}
@@ -99,7 +100,6 @@ impl NodeDoor {
     fn choose(&self, to: Option<DeviceId>) -> Result<DeviceId, Refusal> {
         let roster = self.node.group.roster();
         let now = self.node.clock().now();
-        let contacts = roster.contacts();
         let owner = self.node.group.record().borrow().record.owner.as_ref().map(|o| o.device.clone());
         let fit = |device: &DeviceId| -> Result<(), String> {
             let member =
@@ -110,10 +110,10 @@ impl NodeDoor {
             if *device == roster.me {
                 return Ok(());
             }
-            match contacts.get(&member.node_id()) {
+            match roster.contact(&member.device) {
                 None => Err(format!("{device} has not been heard")),
                 Some(c) if !c.unfit.is_empty() => Err(format!("{device} says: {}", c.unfit)),
-                Some(c) if c.may_take_over(now, &roster.site.timing) => Ok(()),
+                Some(c) if c.may_take_over(now, &self.node.group.timing()) => Ok(()),
                 Some(c) => {
                     let silent =
                         c.heard.map_or_else(String::new, |h| format!(" for {} ms", now.since(h).as_millis()));
@@ -171,12 +171,13 @@ impl NodeDoor {
             Err(e) => return Err(Refusal::NotNow(e.to_string())),
         }
         let next = record.wait_for(|a| a.record.epoch > before.epoch && a.record.owner.is_some());
-        let (owner, epoch) = match tokio::time::timeout(TRANSFER_LIMIT, next).await {
-            Ok(Ok(applied)) => {
-                (applied.record.owner.as_ref().map(|o| o.device.clone()), applied.record.epoch)
-            }
-            _ => return Err(Refusal::Unconfirmed(format!("{to} has not claimed yet"))),
-        };
+        let (owner, epoch) =
+            match tokio::time::timeout(TRANSFER_LIMIT + *workload::STOP_TIMEOUT.end(), next).await {
+                Ok(Ok(applied)) => {
+                    (applied.record.owner.as_ref().map(|o| o.device.clone()), applied.record.epoch)
+                }
+                _ => return Err(Refusal::Unconfirmed(format!("{to} has not claimed yet"))),
+            };
         match owner {
             Some(device) if device == to => Ok(Transferred { device, epoch }),
             Some(device) => {
@@ -223,7 +224,7 @@ pub(super) fn answer(node: &Node) -> Answer {
     let over = over.or(record.is_handing_over().then_some(record.epoch));
     match vouched {
         Some(v) if v.until > now && v.epoch >= record.epoch && over != Some(v.epoch) => {
-            let owner = roster.site.member_by_node(v.node).map(|m| m.device.clone());
+            let owner = roster.device_of(v.node);
             Answer::Known { owner, epoch: v.epoch, until: v.until, reason: reason(v.epoch) }
         }
         _ => {

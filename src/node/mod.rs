@@ -17,12 +17,13 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    clock::{Clock, Moment, sleep_until},
+    clock::{Clock, Moment},
+    condition::{Condition, Raised},
     dice::Dice,
-    id::{DeviceId, Incarnation},
-    ownership::view::Unfit,
+    id::{DeviceId, Incarnation, StoreId},
+    ownership::{view::Unfit, vitals::Strain},
     raft::{
-        Group, Parts,
+        Applied, Group, Parts,
         log::Disk,
         peer::{
             Roster,
@@ -30,10 +31,13 @@ use crate::{
         },
     },
     reconcile::{
-        candidacy::CandidacyLoop,
+        candidacy::{CandidacyLoop, Last},
         contact::ContactLoop,
         lease::{Held, LeaseLoop},
+        members::MembersLoop,
+        meter::Meter,
         ownership::{Decided, OwnershipLoop},
+        pace::PaceLoop,
     },
     site::Site,
     workload,
@@ -47,8 +51,8 @@ pub struct Environment {
     pub dice: Dice,
     /// Drawn at random for this life of the sidecar.
     pub incarnation: Incarnation,
-    /// The number of the store on `disk`.
-    pub store: u64,
+    /// Which store is on `disk`.
+    pub store: StoreId,
     /// The disk, opened and checked.
     pub disk: Arc<dyn Disk>,
     /// How long not to vote after this start.
@@ -73,9 +77,17 @@ pub struct Node {
     pub observed: watch::Receiver<workload::Observed>,
     /// Elections that this device began.
     pub elections: Arc<AtomicU64>,
+    /// What was measured of this device and its network.
+    pub meter: Meter,
+    /// Whether this device is strained.
+    pub strain: watch::Receiver<Option<Strain>>,
+    /// Why it goes last in elections, if so.
+    pub last: watch::Receiver<Option<Last>>,
     /// When it started.
     pub started: Moment,
+    starts_over: watch::Receiver<bool>,
     unfit: watch::Sender<Option<Unfit>>,
+    folder: watch::Sender<Vec<Raised>>,
     clock: Arc<dyn Clock>,
     workload: workload::Handle,
     tasks: TaskTracker,
@@ -83,7 +95,7 @@ pub struct Node {
     serving: CancellationToken,
 }
 
-/// How long leaving may take to hand over before it is abandoned.
+/// How long leaving may take to hand over, once the workload has stopped, before it is abandoned.
 const LEAVE_LIMIT: Duration = Duration::from_secs(3);
 
 impl Node {
@@ -129,28 +141,42 @@ impl Node {
         let held = watch::Sender::new(None);
         let decided = watch::Sender::new(None);
         let elections = Arc::new(AtomicU64::new(0));
+        let (meter, strain, last) = (Meter::default(), watch::Sender::new(None), watch::Sender::new(None));
+        let starts_over = watch::Sender::new(false);
         let node = Node {
             group: group.clone(),
             held: held.subscribe(),
             decided: decided.subscribe(),
             observed: workload.observe(),
             elections: elections.clone(),
+            meter: meter.clone(),
+            strain: strain.subscribe(),
+            last: last.subscribe(),
             started,
+            starts_over: starts_over.subscribe(),
             clock: clock.clone(),
             workload: workload.clone(),
             tasks,
             loops,
             serving,
             unfit,
+            folder: watch::Sender::default(),
         };
-        let lease =
-            LeaseLoop { group: group.clone(), clock: clock.clone(), unfit: node.unfit.subscribe(), held };
+        let lease = LeaseLoop {
+            group: group.clone(),
+            clock: clock.clone(),
+            workload: workload.clone(),
+            unfit: node.unfit.subscribe(),
+            held,
+            meter: meter.clone(),
+        };
         node.spawn(lease.run(node.loops.clone()));
         let candidacy = CandidacyLoop {
             group: group.clone(),
             clock: clock.clone(),
             dice: dice.split(),
             unfit: node.unfit.subscribe(),
+            last,
             elections,
         };
         node.spawn(candidacy.run(node.loops.clone()));
@@ -163,26 +189,47 @@ impl Node {
             decided,
         };
         node.spawn(ownership.run(node.loops.clone()));
+        let pace =
+            PaceLoop { group: group.clone(), clock: clock.clone(), meter, unfit: node.unfit.clone(), strain };
+        node.spawn(pace.run(node.loops.clone()));
+        let members = MembersLoop { group: group.clone(), clock: clock.clone(), starts_over };
+        node.spawn(members.run(node.loops.clone()));
         node.spawn(ContactLoop { group, clock }.run(node.loops.clone()));
-        node.come_of_age(boot_refusal);
+        node.mind_the_disk();
         Ok(node)
     }
 
-    /// A device that has just started may not even vote for itself, so until then it is nobody to hand over to.
-    fn come_of_age(&self, boot_refusal: Duration) {
-        let (roster, unfit) = (self.group.roster().clone(), self.unfit.subscribe());
-        let (clock, loops) = (self.clock.clone(), self.loops.clone());
-        let until = clock.now() + boot_refusal;
-        roster.declare_unfit("it has just started and may not vote yet");
+    /// A device whose disk has failed owns no more; that it votes no more is the guard's business.
+    fn mind_the_disk(&self) {
+        let (mut failed, unfit) = (self.group.disk_failed(), self.unfit.clone());
+        let (roster, loops) = (self.group.roster().clone(), self.loops.clone());
         self.spawn(async move {
-            tokio::select! {
+            let failure = tokio::select! {
                 biased;
                 () = loops.cancelled() => return,
-                () = sleep_until(clock.as_ref(), until) => {}
-            }
-            let why = unfit.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
-            roster.declare_unfit(&why);
+                failed = failed.wait_for(Option::is_some) => match failed {
+                    Ok(failure) => failure.as_ref().map(|f| f.error.clone()).unwrap_or_default(),
+                    Err(_) => return,
+                },
+            };
+            tracing::error!(
+                condition = Condition::DiskFailed.name(),
+                "a write to the store failed: {failure}"
+            );
+            unfit.send_if_modified(|unfit| {
+                let stays = *unfit != Some(Unfit::Leaving);
+                if stays {
+                    *unfit = Some(Unfit::DiskFailed);
+                }
+                stays
+            });
+            roster.declare_unfit(&Unfit::DiskFailed.to_string());
         });
+    }
+
+    /// What a person should know of the data folder from now on.
+    pub fn tell_of_folder(&self, raised: Vec<Raised>) {
+        self.folder.send_replace(raised);
     }
 
     /// Spawns a task that leaving waits for.
@@ -203,20 +250,24 @@ impl Node {
         }
     }
 
+    /// Ends when the store, which was never of use, is to be made anew as a later one: this device has lost another.
+    pub async fn starts_over(&self) {
+        let mut starts_over = self.starts_over.clone();
+        if starts_over.wait_for(|it| *it).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
     /// Leaves in good order: gives up the ownership (the workload is stopped, the receipt committed, the next device
     /// named), then stops the loops, the workload whatever happened, and Raft.
     pub async fn leave(&self) {
         self.unfit.send_replace(Some(Unfit::Leaving));
         self.group.roster().declare_unfit("its sidecar is shutting down");
         let mut record = self.group.record();
-        let roster = self.group.roster().clone();
-        let released = record.wait_for(|a| a.record.owned_by(&roster.me, roster.incarnation).is_none());
-        if tokio::time::timeout(LEAVE_LIMIT, released).await.is_err() {
-            tracing::warn!("left without handing over: the site did not commit the stop receipt in time");
+        // A member whose Raft has stopped commits nothing any more, and votes for nobody.
+        if self.group.role().borrow().fatal.is_none() {
+            self.hand_over(&mut record).await;
         }
-        // Whoever follows needs this member's vote and its log; a moment later it needs neither.
-        let followed = record.wait_for(|a| a.record.owner.is_some());
-        let _ = tokio::time::timeout(roster.site.timing.refusal(), followed).await;
         self.loops.cancel();
         if let Err(e) = self.workload.stop().await {
             tracing::error!("the workload's end is not confirmed: {e}");
@@ -227,6 +278,28 @@ impl Node {
         if tokio::time::timeout(LEAVE_LIMIT, self.tasks.wait()).await.is_err() {
             tracing::debug!("some tasks were still running at the end");
         }
+    }
+
+    async fn hand_over(&self, record: &mut watch::Receiver<Applied>) {
+        let roster = self.group.roster();
+        let released = record.wait_for(|a| a.record.owned_by(&roster.me, roster.incarnation).is_none());
+        let mut observed = self.observed.clone();
+        let in_time = async {
+            let stopped = observed.wait_for(|o| *o == workload::Observed::Stopped);
+            let _ = tokio::time::timeout(*workload::STOP_TIMEOUT.end(), stopped).await;
+            tokio::time::sleep(LEAVE_LIMIT).await;
+        };
+        let released = tokio::select! {
+            biased;
+            _ = released => true,
+            () = in_time => false,
+        };
+        if !released {
+            tracing::warn!("left without handing over: the site did not commit the stop receipt in time");
+        }
+        // Whoever follows needs this member's vote and its log; a moment later it needs neither.
+        let followed = record.wait_for(|a| a.record.owner.is_some());
+        let _ = tokio::time::timeout(self.group.timing().refusal(), followed).await;
     }
 
     /// The clock.

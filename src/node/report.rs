@@ -2,7 +2,11 @@
 //!
 //! It is a snapshot that decides nothing. What is said of the owner is the door's answer, and lapses like it.
 
-use std::{collections::BTreeMap, sync::PoisonError, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::PoisonError,
+    time::Duration,
+};
 
 use super::door::{NodeDoor, answer, own};
 use crate::{
@@ -35,9 +39,16 @@ impl NodeDoor {
 
     /// Whether a majority is heard, and how many more devices may fail.
     fn reserve(&self, members: &[report::Member]) -> (bool, usize) {
-        let needed = self.node.group.roster().site.quorum();
-        let heard = members.iter().filter(|m| m.reachable).count();
-        (heard >= needed, heard.saturating_sub(needed))
+        let roster = self.node.group.roster();
+        let reachable: BTreeSet<_> =
+            members.iter().filter(|m| m.reachable).map(|m| m.device.as_str()).collect();
+        let in_force = roster.members();
+        // A device whose store is not the one that votes is reachable, and its vote is missing all the same.
+        let spare = in_force.spare(|node| {
+            let device = in_force.nodes.get(node).map(|n| &n.device);
+            device.is_some_and(|d| roster.node_of(d) == *node && reachable.contains(d.as_str()))
+        });
+        (spare.is_some(), spare.unwrap_or(0))
     }
 
     /// The snapshot of this moment.
@@ -66,7 +77,7 @@ impl NodeDoor {
         let role = match role.standing {
             Standing::Leader | Standing::NewLeader => report::Role::Leader,
             Standing::Follower if booting && !owner.known => report::Role::Starting,
-            Standing::Follower if role.ballot.node == roster.me.node_id() => report::Role::Candidate,
+            Standing::Follower if role.ballot.node == roster.node => report::Role::Candidate,
             Standing::Follower => report::Role::Follower,
         };
         let mut conditions = self.conditions(now, quorum, may_fail, owner.known, &members);
@@ -91,7 +102,8 @@ impl NodeDoor {
                 .borrow()
                 .as_ref()
                 .map(|d| report::Decision { reason: d.reason.to_string(), unix_ms: d.unix_ms }),
-            timing: roster.site.timing.to_string(),
+            timing: node.group.timing().to_string(),
+            vitals: self.vitals(now),
             history: history(&record),
             knocks: self.knocks(),
             members,
@@ -101,10 +113,9 @@ impl NodeDoor {
 
     fn members(&self, now: Moment) -> Vec<report::Member> {
         let roster = self.node.group.roster();
-        let contacts = roster.contacts();
         let member = |m: &crate::site::Member| {
             let me = m.device == roster.me;
-            let contact = contacts.get(&m.node_id()).cloned().unwrap_or_default();
+            let contact = roster.contact(&m.device).unwrap_or_default();
             let silence = if me { Some(Duration::ZERO) } else { contact.heard.map(|h| now.since(h)) };
             let reachable = silence.is_some_and(|s| s < SILENT);
             let unfit = match (m.role.may_own(), reachable) {
@@ -124,6 +135,22 @@ impl NodeDoor {
             }
         };
         roster.site.members.iter().map(member).collect()
+    }
+
+    fn vitals(&self, now: Moment) -> report::Vitals {
+        let node = &self.node;
+        let (measured, timing) = (node.meter.read(), node.group.timing());
+        let owns = own(node, now).is_some();
+        report::Vitals {
+            stall_ms: millis(measured.late.worst(now, 10)),
+            stall_minute_ms: millis(measured.late.worst(now, 60)),
+            lease_left_min_ms: owns.then(|| millis(measured.lease_left(now, &timing))),
+            round_trip_ms: owns.then(|| millis(measured.round_trip.worst(now, 10))),
+            unanswered_percent: owns.then(|| measured.unanswered_percent()),
+            write_ms: millis(measured.write.worst(now, 60)),
+            stretch_percent: node.group.record().borrow().record.pace.stretch,
+            goes_last: node.last.borrow().map(|last| last.to_string()),
+        }
     }
 
     fn workload(&self) -> report::Workload {
@@ -222,13 +249,25 @@ impl NodeDoor {
             &*ownerless
         };
         drop(ownerless);
-        if settled && since.is_some_and(|s| now.since(s) > node.group.roster().site.timing.takeover_bound()) {
+        if settled && since.is_some_and(|s| now.since(s) > node.group.timing().takeover_bound()) {
             let why = node.decided.borrow().as_ref().map_or_else(String::new, |d| d.reason.to_string());
             raised.push(Raised::new(Condition::NoOwner, why));
         }
         if let Some(Reason::LeaseLapsed { epoch }) = node.decided.borrow().as_ref().map(|d| d.reason.clone())
         {
             raised.push(Raised::new(Condition::LeaseLapsed, format!("epoch {epoch}")));
+        }
+        if let Some(failure) = node.group.disk_failed().borrow().as_ref() {
+            raised.push(Raised::new(Condition::DiskFailed, failure.error.clone()));
+        }
+        raised.extend(node.folder.borrow().iter().cloned());
+        if let Some(strain) = *node.strain.borrow() {
+            raised.push(Raised::new(Condition::DeviceStrained, strain.to_string()));
+        }
+        let pace = node.group.record().borrow().record.pace.clone();
+        if node.group.timing() != node.group.roster().site.timing {
+            let detail = format!("{} times as long: {}", f64::from(pace.stretch) / 100.0, pace.reason);
+            raised.push(Raised::new(Condition::TimingWidened, detail));
         }
         raised.extend(self.surroundings.workload_conditions.borrow().iter().cloned());
         for knock in node.group.roster().knocks() {
@@ -244,6 +283,9 @@ impl NodeDoor {
         let contacts = node.group.roster().contacts();
         for contact in contacts.values().filter(|c| !c.refuses.is_empty()) {
             raised.push(Raised::new(Condition::PeerRefused, format!("this sidecar was {}", contact.refuses)));
+        }
+        for (device, detail) in node.group.roster().rejoining() {
+            raised.push(Raised::new(Condition::MemberRejoining, format!("{device}: {detail}")));
         }
         if let Some((mirror, _)) = &self.surroundings.mirror {
             raised.extend(mirror.borrow().conditions.iter().cloned());

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     clock::{BootClock, Clock},
-    condition::{Condition, Severity},
+    condition::{Condition, Raised, Severity},
     config::{self, Config},
     control,
     dice::Dice,
@@ -27,7 +27,7 @@ use crate::{
     id::Incarnation,
     ownership::record::Cause,
     raft::{
-        log::{Disk, folder},
+        log::{Amnesia, Disk, folder, quarantine, room},
         peer::transport::{TcpDialer, tcp},
     },
     status::{self, metrics::Metrics},
@@ -48,30 +48,47 @@ pub enum Failure {
 /// How long to wait until whatever an earlier life left running is certainly gone.
 const ORPHANS_LIMIT: Duration = Duration::from_secs(120);
 
-/// Runs the sidecar until SIGTERM or Ctrl-C, then leaves in good order.
+/// How long a sidecar whose disk has failed stays to be seen.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// Runs the sidecar until SIGTERM or Ctrl-C, then leaves in good order. If this device turns out to have lost its store, it
+/// begins again with a later one.
 ///
 /// # Errors
 /// [`Failure`].
 pub async fn run(config: Config) -> Result<(), Failure> {
-    let clock: Arc<dyn Clock> = Arc::new(BootClock);
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| Failure::Trouble(e.to_string()))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Failure::Trouble(e.to_string()))?;
+    while life(&config, &mut terminate, &mut interrupt).await? == End::StartsOver {
+        folder::start_over(&config.storage.path, random()?, &BootClock)
+            .map_err(|e| Failure::Trouble(format!("the data folder cannot be written: {e}")))?;
+    }
+    Ok(())
+}
+
+/// How a life of the node ended.
+#[derive(PartialEq, Eq)]
+enum End {
+    Left,
+    StartsOver,
+}
+
+async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -> Result<End, Failure> {
+    let clock: Arc<dyn Clock> = Arc::new(BootClock);
     let mut dice = Dice::new(random()?);
     let metrics = Metrics::new();
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
 
-    let hub = open_hub(&config, &clock)?;
+    let hub = open_hub(config, &clock)?;
     let syncs = metrics.clone();
-    let on_sync = Box::new(move |took| syncs.fsync(took));
+    let on_sync = Arc::new(move |took| syncs.fsync(took));
     let folder =
         folder::open(&config.storage.path, &config.site, &config.me, clock.clone(), random()?, on_sync)
             .map_err(|e| match e {
                 folder::Error::InUse(_) => Failure::Trouble(e.to_string()),
-                // Somebody will make room, and then a restart helps.
-                folder::Error::NotWritable(_, ref cause)
-                    if cause.kind() == std::io::ErrorKind::StorageFull =>
-                {
+                // Somebody will make room or mend the disk, and then a restart helps.
+                folder::Error::NotWritable(_, ref cause) if may_pass(cause) => {
                     Failure::Trouble(e.to_string())
                 }
                 _ => Failure::Setup(e.to_string()),
@@ -79,11 +96,11 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     if folder.first_start {
         tracing::info!("first start: made the store in {}", config.storage.path.display());
     }
-    let bound = bind(&config).await?;
+    let bound = bind(config).await?;
     let (opened, workload_kind) = tokio::select! {
-        opened = open_workload(&config, &clock, &tasks, &stop) => opened?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        opened = open_workload(config, &clock, &tasks, &stop) => opened?,
+        _ = terminate.recv() => return Ok(End::Left),
+        _ = interrupt.recv() => return Ok(End::Left),
     };
 
     let _lock = folder.lock;
@@ -106,6 +123,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
 
     let mirror = hub.map(|(hub, settings)| node.mirror(hub, settings, dice.split()));
     let surroundings = Surroundings { mirror, workload_kind, workload_conditions: opened.conditions };
+    tasks.spawn(watch_room(node.clone(), config.storage.path.clone(), folder.amnesia, stop.clone()));
     let door = NodeDoor::open(node.clone(), surroundings, dice.split(), &tasks, stop.clone());
     let (served, control_door, until) = (bound.control, door.clone(), stop.clone());
     tasks.spawn(async move {
@@ -117,16 +135,29 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     tasks.spawn(status::server::serve(bound.http, door, metrics.clone(), stop.clone()));
     tasks.spawn(measure(node.clone(), metrics, stop.clone()));
     tasks.spawn(speak(watched, stop.clone()));
-    announce(&config);
+    announce(config);
 
     let ended = tokio::select! {
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("Ctrl-C"),
+        _ = terminate.recv() => Ok((End::Left, "SIGTERM")),
+        _ = interrupt.recv() => Ok((End::Left, "Ctrl-C")),
+        () = node.starts_over() => {
+            let why = "the other members know another store of this device, so it begins again with a new one";
+            Ok((End::StartsOver, why))
+        }
         reason = node.failed() => Err(reason),
     };
     match &ended {
-        Ok(signal) => tracing::info!("leaving: {signal}"),
-        Err(reason) => tracing::error!("consensus has stopped, so this sidecar ends: {reason}"),
+        Ok((End::Left, signal)) => tracing::info!("leaving: {signal}"),
+        Ok((End::StartsOver, why)) => tracing::warn!(condition = "member.rejoining", "{why}"),
+        Err(reason) => {
+            tracing::error!("consensus has stopped on this device: {reason}");
+            tokio::select! {
+                () = linger(&node, &config.storage.path) => {}
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::error!("consensus has stopped, so this sidecar ends");
+        }
     }
     let left = node.leave();
     tokio::select! {
@@ -143,7 +174,64 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         tracing::warn!("the workload's end was not confirmed in time; its fencer sees to it");
     }
     tracing::info!("left");
-    ended.map(|_| ()).map_err(|reason| Failure::Trouble(format!("consensus has stopped: {reason}")))
+    ended.map(|(end, _)| end).map_err(|reason| Failure::Trouble(format!("consensus has stopped: {reason}")))
+}
+
+fn may_pass(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    // An error of the device itself (EIO) has no kind of its own.
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+/// After a failed write only a fresh start can tell what the disk holds. Until then this sidecar stays: it stops its
+/// workload, tells the other members that it may not own, and shows what has happened. A minute is long enough for every
+/// scrape, and short enough for a site that must not lose another device meanwhile; a full disk is waited for, because a
+/// start would find it as full. Votes and the log are out of reach in any case: Raft has stopped.
+async fn linger(node: &Node, folder: &Path) {
+    let Some(failure) = node.group.disk_failed().borrow().clone() else { return };
+    let mut left = LINGER.as_secs();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tick.tick().await;
+        left = left.saturating_sub(1);
+        let room = room::free(folder).is_ok_and(|free| free > room::LOW);
+        if (failure.full && room) || (!failure.full && left == 0) {
+            return;
+        }
+    }
+}
+
+/// Looks after the room on the disk, and says what a person should know of the data folder.
+async fn watch_room(
+    node: Arc<Node>,
+    folder: std::path::PathBuf,
+    amnesia: Option<Amnesia>,
+    stop: CancellationToken,
+) {
+    let mut tick = tokio::time::interval(Duration::from_secs(2));
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let mut raised = Vec::new();
+        if let Ok(free) = room::free(&folder)
+            && free < room::LOW
+        {
+            let detail = format!("{} KiB are free for {}", free >> 10, folder.display());
+            raised.push(Raised::new(Condition::DiskFull, detail));
+        }
+        room::set_aside(&folder);
+        let kept = quarantine::list(&folder);
+        if let Some(place) = kept.last() {
+            let found = amnesia.as_ref().map_or("see found.txt in it", |a| a.found.as_str());
+            let detail = format!("{}: {found}", place.display());
+            raised.push(Raised::new(Condition::StoreQuarantined, detail));
+        }
+        node.tell_of_folder(raised);
+    }
 }
 
 fn random() -> Result<u64, Failure> {
@@ -212,19 +300,29 @@ async fn open_workload(
         config::Workload::None => {
             (workload::Settings { stop_grace, ..workload::Settings::default() }, "none")
         }
-        config::Workload::Process { command, working_dir, env } => {
+        config::Workload::Process { command, working_dir, env, stop_timeout } => {
             let (command, working_dir, env) = (command.clone(), working_dir.clone(), env.clone());
             (
-                workload::Settings { kind: workload::Kind::Process, command, working_dir, env, stop_grace },
+                workload::Settings {
+                    kind: workload::Kind::Process,
+                    command,
+                    working_dir,
+                    env,
+                    stop_grace,
+                    stop_timeout: *stop_timeout,
+                },
                 "process",
             )
         }
     };
+    let others = config.site.members.iter().filter(|m| m.device != config.me);
     let context = Context {
         program: None,
         data: absolute(&config.storage.path),
         device: config.me.clone(),
         site: config.site.id.clone(),
+        site_digest: config.site.digest(),
+        members: others.map(|m| m.address.clone()).collect(),
         control_socket: config.control.socket.clone(),
         timing: config.site.timing,
         clock: clock.clone(),
@@ -267,12 +365,16 @@ fn open_hub(config: &Config, clock: &Arc<dyn Clock>) -> Result<OpenedHub, Failur
 /// Logs when a condition begins and when it is over, once each. What the mirror and the workload raise they log
 /// themselves, with the facts at hand.
 async fn speak(door: Arc<NodeDoor>, stop: CancellationToken) {
-    const OWN: [Condition; 5] = [
+    const OWN: [Condition; 9] = [
         Condition::NoOwner,
         Condition::QuorumLost,
         Condition::NoSpare,
         Condition::LeaseLapsed,
         Condition::MemberSilent,
+        Condition::MemberRejoining,
+        Condition::StoreQuarantined,
+        Condition::DiskFull,
+        Condition::TimingWidened,
     ];
     let mut held: BTreeMap<Condition, String> = BTreeMap::new();
     let mut tick = tokio::time::interval(Duration::from_millis(500));
@@ -313,8 +415,8 @@ async fn measure(node: Arc<Node>, metrics: Metrics, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = tick.tick() => {
                 for (id, contact) in roster.contacts() {
-                    if let (Some(member), Some(rtt)) = (roster.site.member_by_node(id), contact.round_trip) {
-                        metrics.peer_rtt(member.device.as_str(), rtt);
+                    if let (Some(device), Some(rtt)) = (roster.device_of(id), contact.round_trip) {
+                        metrics.peer_rtt(device.as_str(), rtt);
                     }
                 }
                 let begun = node.elections.load(std::sync::atomic::Ordering::Relaxed);
@@ -325,10 +427,10 @@ async fn measure(node: Arc<Node>, metrics: Metrics, stop: CancellationToken) {
                 let now = record.borrow_and_update().record.clone();
                 if now.epoch > epoch && let Some(change) = now.history.back() {
                     metrics.ownership_changed(change.cause.name());
-                    let before = now.history.iter().rev().nth(1).map(|c| c.device.node_id());
-                    let takes_over = change.device == roster.me && change.cause == Cause::OwnerLost;
+                    let before = now.history.iter().rev().nth(1).map(|c| c.device.clone());
+                    let takes_over = change.device == roster.me && matches!(change.cause, Cause::OwnerLost | Cause::OwnerStopped);
                     // The old owner was last heard then; from there on nobody may have run.
-                    silent_since = before.filter(|_| takes_over).and_then(|old| roster.contacts().get(&old)?.heard);
+                    silent_since = before.filter(|_| takes_over).and_then(|old| roster.contact(&old)?.heard);
                 }
                 epoch = now.epoch;
             }

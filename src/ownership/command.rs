@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     epoch::Epoch,
     id::{DeviceId, Incarnation},
+    seal::{Seal, Secret},
 };
 
 /// A change to the record, proposed by a member.
@@ -21,6 +22,10 @@ pub enum Command {
     StopReceipt(StopReceipt),
     /// Somebody wants the ownership moved.
     Transfer(Transfer),
+    /// The timing in use shall be another.
+    SetTiming(SetTiming),
+    /// No promise that counts is wider any more than the timing in use asks for.
+    SettleTiming(SettleTiming),
 }
 
 /// A claim for the epoch after `base`.
@@ -34,6 +39,12 @@ pub struct Claim {
     pub base: Epoch,
     /// The claimer's wall clock, for display.
     pub at_unix_ms: u64,
+    /// What the receipt of the claimer's fencer will have to fit. Absent: it will give none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Seal>,
+    /// What the fencer of the owner before showed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Secret>,
 }
 
 /// Proof that nothing of the workload runs under `epoch`, and never will again.
@@ -68,6 +79,30 @@ pub struct Transfer {
     pub actor: String,
     /// The asking device's wall clock, for display.
     pub at_unix_ms: u64,
+}
+
+/// A change of the timing in use. Members promise for longer once they have this on disk, and the owner asks for longer
+/// once it has applied it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetTiming {
+    /// The version of the timing that the proposer saw.
+    pub base: u64,
+    /// Hundredths of the configured heartbeat and hold, 100 to 6400.
+    pub stretch: u32,
+    /// The refusal window that goes with it, in microseconds.
+    pub refusal_us: u64,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// The proposer's wall clock, for display.
+    pub at_unix_ms: u64,
+}
+
+/// Proof that every lease asked for with a wider timing has ended: the leader has used version `base` for longer than
+/// the widest window.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettleTiming {
+    /// The version of the timing that has settled.
+    pub base: u64,
 }
 
 /// What applying a command did. The same on every device.
@@ -122,6 +157,17 @@ pub enum Refusal {
     /// There is no owner whose ownership could be moved.
     #[error("nobody owns now, so there is nothing to hand over")]
     NoOwner,
+    /// The timing was changed by another command first.
+    #[error("the timing is at version {now}, the command was made for version {base}")]
+    OtherTiming {
+        /// The record's version.
+        now: u64,
+        /// The command's.
+        base: u64,
+    },
+    /// No timing can be like this.
+    #[error("no timing can be like this")]
+    ImpossibleTiming,
     /// The last epoch that a twin can hold has been used.
     #[error("the last epoch has been used")]
     EpochsUsedUp,

@@ -87,6 +87,11 @@ pub enum Reason {
         /// Why.
         why: String,
     },
+    /// To the others this epoch may be over already, so this device gives it up and claims anew.
+    Burned {
+        /// The burned epoch.
+        epoch: Epoch,
+    },
     /// Leader of the group, and the record has no owner that could go on: claim.
     Claiming {
         /// The record's epoch.
@@ -123,6 +128,7 @@ impl Reason {
             Reason::HandingOver { .. } => "handing_over",
             Reason::Stopping => "stopping",
             Reason::Unfit { .. } => "unfit",
+            Reason::Burned { .. } => "epoch.burned",
             Reason::Claiming { .. } => "claiming",
             Reason::CatchingUp => "catching_up",
             Reason::SuccessorFirst { .. } => "successor.first",
@@ -156,6 +162,13 @@ impl fmt::Display for Reason {
             Reason::HandingOver { to } => write!(f, "the ownership is handed over to {to}"),
             Reason::Stopping => f.write_str("the workload is stopping and its end is not confirmed yet"),
             Reason::Unfit { why } => f.write_str(why),
+            Reason::Burned { epoch } => {
+                write!(
+                    f,
+                    "epoch {epoch} may count as over already (its fencer was lost, or its stop receipt is under way): this device \
+                     gives it up and claims anew"
+                )
+            }
             Reason::Claiming { base } => {
                 write!(f, "this device leads the group and claims the epoch after {base}")
             }
@@ -191,7 +204,7 @@ pub fn decide(view: &View<'_>) -> Decision {
 
 /// The record says that this life of this device owns under `epoch`.
 fn as_owner(view: &View<'_>, epoch: Epoch) -> (Action, Reason) {
-    let leaves = leaving(view);
+    let leaves = leaving(view, epoch);
     let held = view.lease.filter(|(of, until)| *of == epoch && view.now < *until).map(|(_, until)| until);
     match (view.running, leaves, view.standing, held) {
         (Running::Under(old), ..) if old != epoch => (Action::Stop, Reason::Superseded { epoch }),
@@ -251,15 +264,18 @@ struct Leaving {
     reason: Reason,
 }
 
-/// Whether the owner shall give up its ownership of its own accord, and to whom.
-fn leaving(view: &View<'_>) -> Option<Leaving> {
+/// Whether the owner shall give up its ownership of its own accord, and to whom. Who has burned its epoch names itself.
+fn leaving(view: &View<'_>, epoch: Epoch) -> Option<Leaving> {
     if let Some(why) = view.unfit {
         let reason = Reason::Unfit { why: why.to_string() };
         return Some(Leaving { successor: view.successor.cloned(), reason });
     }
-    let handover = view.record.handover.as_ref()?;
-    let to = handover.to.clone();
-    Some(Leaving { successor: Some(to.clone()), reason: Reason::HandingOver { to } })
+    if let Some(handover) = &view.record.handover {
+        let to = handover.to.clone();
+        return Some(Leaving { successor: Some(to.clone()), reason: Reason::HandingOver { to } });
+    }
+    let burned = view.burned.filter(|burned| *burned == epoch)?;
+    Some(Leaving { successor: Some(view.me.clone()), reason: Reason::Burned { epoch: burned } })
 }
 
 #[cfg(test)]

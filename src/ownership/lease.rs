@@ -1,17 +1,18 @@
 //! The owner's lease: from the moments of asking to the moment until which it may act.
 //!
 //! The moment that counts is read *before* asking. A slow answer therefore shortens the lease instead of stretching
-//! it, and an answer that comes late is still worth what its question was worth. Nothing here reads a clock.
+//! it, and an answer that comes late is still worth what its question was worth: the hold of the timing that it was asked
+//! with, whatever has been agreed since. Nothing here reads a clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{clock::Moment, epoch::Epoch, id::NodeId, timing::Timing};
+use crate::{clock::Moment, epoch::Epoch, id::NodeId};
 
 /// The promises that the members gave for one ownership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     epoch: Epoch,
-    /// The newest question that each member has answered with a promise.
+    /// Until when each member's promises let the owner act.
     promised: BTreeMap<NodeId, Moment>,
 }
 
@@ -26,40 +27,35 @@ impl Lease {
         self.epoch
     }
 
-    /// Records that `member` promised, in answer to a question prepared at `asked`.
-    pub fn promised(&mut self, member: NodeId, asked: Moment) {
-        let newest = self.promised.entry(member).or_insert(asked);
-        *newest = (*newest).max(asked);
+    /// Records that `member` promised in answer to a question that lets the owner act `until` then: from before it was
+    /// asked, for the hold that goes with the refusal that it asked for.
+    pub fn promised(&mut self, member: NodeId, until: Moment) {
+        let latest = self.promised.entry(member).or_insert(until);
+        *latest = (*latest).max(until);
     }
 
-    /// Until when the owner may act: `hold` after the newest moment at which it asked a quorum that promised.
+    /// Until when the owner may act: the latest moment that the promises of a quorum reach.
     ///
     /// `configs` are the voters of the effective membership: one set, or two while it changes; then both need a
     /// quorum. `None` without a quorum, and for an empty set, which nobody can promise for.
-    pub fn act_until(&self, configs: &[BTreeSet<NodeId>], timing: &Timing) -> Option<Moment> {
-        let asked = configs.iter().map(|voters| self.quorum_asked(voters)).collect::<Option<Vec<_>>>()?;
-        asked.into_iter().min().map(|asked| asked + timing.hold())
+    pub fn act_until(&self, configs: &[BTreeSet<NodeId>]) -> Option<Moment> {
+        let until = configs.iter().map(|voters| self.quorum_until(voters)).collect::<Option<Vec<_>>>()?;
+        until.into_iter().min()
     }
 
-    /// The newest moment such that a majority of `voters` answered a question prepared then or later.
-    fn quorum_asked(&self, voters: &BTreeSet<NodeId>) -> Option<Moment> {
-        let mut asked: Vec<Moment> = voters.iter().filter_map(|v| self.promised.get(v).copied()).collect();
-        asked.sort_unstable_by(|a, b| b.cmp(a));
-        asked.get(voters.len() / 2).copied()
+    /// The latest moment that the promises of a majority of `voters` reach.
+    fn quorum_until(&self, voters: &BTreeSet<NodeId>) -> Option<Moment> {
+        let mut until: Vec<Moment> = voters.iter().filter_map(|v| self.promised.get(v).copied()).collect();
+        until.sort_unstable_by(|a, b| b.cmp(a));
+        until.get(voters.len() / 2).copied()
     }
 }
 
 #[cfg(test)]
 mod tests {
-
     use proptest::prelude::*;
 
     use super::*;
-    use crate::timing::Settings;
-
-    fn timing() -> Timing {
-        Timing::new(&Settings::default()).expect("defaults hold")
-    }
 
     fn at(ms: u64) -> Moment {
         Moment::from_nanos(ms * 1_000_000)
@@ -70,21 +66,27 @@ mod tests {
     }
 
     #[test]
-    fn counts_from_before_asking() {
+    fn each_promise_is_worth_what_its_question_was_worth() {
         let mut lease = Lease::new(Epoch::ZERO);
         lease.promised(NodeId(1), at(1000));
         lease.promised(NodeId(2), at(1000));
-        // However late the answers came, the lease runs from the question.
-        assert_eq!(lease.act_until(&[voters(&[1, 2, 3])], &timing()), Some(at(1000) + timing().hold()));
+        assert_eq!(lease.act_until(&[voters(&[1, 2, 3])]), Some(at(1000)));
+        // One member has promised for longer since; that alone is no quorum.
+        lease.promised(NodeId(1), at(5000));
+        assert_eq!(lease.act_until(&[voters(&[1, 2, 3])]), Some(at(1000)));
+        // What was promised for longer stays promised when less is asked for.
+        lease.promised(NodeId(2), at(4000));
+        lease.promised(NodeId(2), at(2000));
+        assert_eq!(lease.act_until(&[voters(&[1, 2, 3])]), Some(at(4000)));
     }
 
     #[test]
     fn a_minority_gives_no_lease() {
         let mut lease = Lease::new(Epoch::ZERO);
         lease.promised(NodeId(1), at(1000));
-        assert_eq!(lease.act_until(&[voters(&[1, 2, 3])], &timing()), None);
-        assert_eq!(lease.act_until(&[voters(&[1, 2])], &timing()), None);
-        assert_eq!(lease.act_until(&[voters(&[])], &timing()), None);
+        assert_eq!(lease.act_until(&[voters(&[1, 2, 3])]), None);
+        assert_eq!(lease.act_until(&[voters(&[1, 2])]), None);
+        assert_eq!(lease.act_until(&[voters(&[])]), None);
     }
 
     #[test]
@@ -92,7 +94,7 @@ mod tests {
         let mut lease = Lease::new(Epoch::ZERO);
         lease.promised(NodeId(1), at(1000));
         lease.promised(NodeId(9), at(1000));
-        assert_eq!(lease.act_until(&[voters(&[1, 2, 3])], &timing()), None);
+        assert_eq!(lease.act_until(&[voters(&[1, 2, 3])]), None);
     }
 
     #[test]
@@ -102,10 +104,10 @@ mod tests {
             lease.promised(NodeId(id), at(1000));
         }
         let joint = [voters(&[1, 2, 3]), voters(&[3, 4, 5])];
-        assert_eq!(lease.act_until(&joint, &timing()), None);
+        assert_eq!(lease.act_until(&joint), None);
         lease.promised(NodeId(4), at(900));
         lease.promised(NodeId(5), at(900));
-        assert_eq!(lease.act_until(&joint, &timing()), Some(at(900) + timing().hold()));
+        assert_eq!(lease.act_until(&joint), Some(at(900)));
     }
 
     proptest! {
@@ -122,8 +124,8 @@ mod tests {
                 *e = (*e).max(*ms);
             }
             let majority_at = |ms: u64| newest.values().filter(|m| **m >= ms).count() >= 3;
-            let expected = (0..1000).rev().find(|ms| majority_at(*ms)).map(|ms| at(ms) + timing().hold());
-            prop_assert_eq!(lease.act_until(&[everyone], &timing()), expected);
+            let expected = (0..1000).rev().find(|ms| majority_at(*ms)).map(at);
+            prop_assert_eq!(lease.act_until(&[everyone]), expected);
         }
     }
 }

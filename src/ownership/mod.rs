@@ -19,5 +19,7 @@
 pub mod command;
 pub mod decide;
 pub mod lease;
+pub mod pace;
 pub mod record;
 pub mod view;
+pub mod vitals;

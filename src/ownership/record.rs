@@ -8,10 +8,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::command::{Claim, Command, Outcome, Refusal, StopReceipt, Transfer};
+use super::{
+    command::{Claim, Command, Outcome, Refusal, StopReceipt, Transfer},
+    pace::Pace,
+};
 use crate::{
     epoch::Epoch,
     id::{DeviceId, Incarnation, SiteId},
+    seal::{Receipt, Seal},
     site::{Role, Site},
 };
 
@@ -28,6 +32,8 @@ pub enum Cause {
     FirstStart,
     /// The owner was no longer heard, and its lease had run out.
     OwnerLost,
+    /// The owner's sidecar ended, and its fencer confirmed that the workload has stopped.
+    OwnerStopped,
     /// The owner's own sidecar restarted and claimed anew.
     OwnerRestarted,
     /// The owner stopped its workload and named this device.
@@ -36,6 +42,8 @@ pub enum Cause {
     OwnerLeft,
     /// The device that was named did not take over in time.
     HandoverFailed,
+    /// The owner's fencer was lost, so it gave its epoch up and claimed anew.
+    FencerLost,
 }
 
 impl Cause {
@@ -44,10 +52,12 @@ impl Cause {
         match self {
             Cause::FirstStart => "first_start",
             Cause::OwnerLost => "owner_lost",
+            Cause::OwnerStopped => "owner_stopped",
             Cause::OwnerRestarted => "owner_restarted",
             Cause::HandedOver => "handed_over",
             Cause::OwnerLeft => "owner_left",
             Cause::HandoverFailed => "handover_failed",
+            Cause::FencerLost => "fencer_lost",
         }
     }
 
@@ -56,10 +66,12 @@ impl Cause {
         match self {
             Cause::FirstStart => "first owner of the site",
             Cause::OwnerLost => "the owner was lost",
+            Cause::OwnerStopped => "the owner's sidecar ended and its fencer confirmed the stop",
             Cause::OwnerRestarted => "the owner's sidecar restarted",
             Cause::HandedOver => "planned handover",
             Cause::OwnerLeft => "the owner left",
             Cause::HandoverFailed => "the chosen successor did not take over",
+            Cause::FencerLost => "the owner's fencer was lost, so the owner began anew",
         }
     }
 }
@@ -77,6 +89,9 @@ pub struct Ownership {
     pub cause: Cause,
     /// When, by the claimer's wall clock; for display.
     pub since_unix_ms: u64,
+    /// What a receipt of its fencer has to fit. Absent: it will give none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Seal>,
 }
 
 /// The end of an ownership by receipt: nothing runs under `epoch` any more.
@@ -137,6 +152,9 @@ pub struct Record {
     pub handover: Option<Handover>,
     /// Newest last.
     pub history: VecDeque<Change>,
+    /// The timing in use.
+    #[serde(default)]
+    pub pace: Pace,
     handled: VecDeque<u64>,
 }
 
@@ -151,6 +169,7 @@ impl Record {
             released: None,
             handover: None,
             history: VecDeque::new(),
+            pace: Pace::default(),
             handled: VecDeque::new(),
         }
     }
@@ -162,6 +181,7 @@ impl Record {
             Command::StopReceipt(receipt) => self.stop_receipt(receipt),
             Command::Transfer(transfer) if self.handled.contains(&transfer.id) => return Outcome::Repeated,
             Command::Transfer(transfer) => self.transfer(transfer),
+            Command::SetTiming(_) | Command::SettleTiming(_) => self.pace.apply(command),
         };
         match result {
             Ok(()) => Outcome::Done { epoch: self.epoch },
@@ -186,6 +206,19 @@ impl Record {
         self.owner.as_ref().filter(|o| o.device == *device && o.incarnation == incarnation)
     }
 
+    /// Whether this is the word of the present owner's fencer that the ownership has ended.
+    pub fn is_proof(&self, receipt: &Receipt) -> bool {
+        let seal = self.owner.as_ref().filter(|o| o.epoch == receipt.epoch).and_then(|o| o.seal);
+        receipt.epoch == self.epoch && seal == Some(receipt.secret.seal())
+    }
+
+    /// Who lost the ownership before the present one: its lease ended, and another was elected.
+    pub fn lost(&self) -> Option<&DeviceId> {
+        let mut newest = self.history.iter().rev();
+        newest.next().filter(|change| change.cause == Cause::OwnerLost)?;
+        newest.next().map(|change| &change.device)
+    }
+
     /// Whether the present owner has been asked to hand over. From then on its lease is worth nothing to others.
     pub fn is_handing_over(&self) -> bool {
         self.owner.is_some() && self.handover.is_some()
@@ -198,9 +231,17 @@ impl Record {
             return Err(Refusal::OwnsAlready { device: claim.device.clone(), epoch: owner.epoch });
         }
         let epoch = self.epoch.next().ok_or(Refusal::EpochsUsedUp)?;
+        let proof = claim.proof.map(|secret| Receipt { epoch: claim.base, secret });
+        let stopped = proof.is_some_and(|proof| self.is_proof(&proof));
+        // Who names itself as its own successor has burned its epoch.
+        let last = self.history.back().is_some_and(|last| last.device == claim.device);
         let cause = match (&self.owner, &self.released) {
             (Some(owner), _) if owner.device == claim.device => Cause::OwnerRestarted,
+            (Some(_), _) if stopped => Cause::OwnerStopped,
             (Some(_), _) => Cause::OwnerLost,
+            (None, Some(Released { successor: Some(next), .. })) if *next == claim.device && last => {
+                Cause::FencerLost
+            }
             (None, Some(Released { successor: Some(next), .. })) if *next == claim.device => {
                 Cause::HandedOver
             }
@@ -236,6 +277,7 @@ impl Record {
             epoch,
             cause,
             since_unix_ms: claim.at_unix_ms,
+            seal: claim.seal,
         });
         Ok(())
     }

@@ -6,7 +6,7 @@ use crate::{
     clock::Moment,
     epoch::Epoch,
     id::{DeviceId, Incarnation},
-    ownership::record::Record,
+    ownership::{record::Record, vitals::Strain},
 };
 
 /// Where this device stands in the Raft group. A rumour: it may be stale.
@@ -40,6 +40,12 @@ pub enum Unfit {
     /// It is shutting down.
     #[error("this sidecar is shutting down")]
     Leaving,
+    /// Its disk has failed.
+    #[error("this device's disk has failed")]
+    DiskFailed,
+    /// Its own stalls endanger its lease, and another device is fit.
+    #[error("this device is strained: {0}")]
+    Strained(Strain),
 }
 
 /// All that this device knows at one moment.
@@ -59,6 +65,8 @@ pub struct View<'a> {
     pub lease: Option<(Epoch, Moment)>,
     /// What was observed of the workload.
     pub running: Running,
+    /// The epoch under which nothing may be started here any more: its fencer was lost, or its stop receipt proposed.
+    pub burned: Option<Epoch>,
     /// Why this device shall not own, if so.
     pub unfit: Option<&'a Unfit>,
     /// A fit member that could take over now if this device gives up of its own accord.

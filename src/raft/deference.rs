@@ -44,7 +44,7 @@ impl Deference {
     /// Gives way to `candidate` for `patience`, unless it is another's turn.
     ///
     /// # Errors
-    /// How long the other's turn still lasts.
+    /// How long the other's turn still lasts; zero if no majority has encouraged it yet.
     pub(crate) fn give_way(&self, candidate: NodeId, patience: Duration) -> Result<(), Duration> {
         self.take(candidate, patience, false)
     }
@@ -64,7 +64,8 @@ impl Deference {
             Some(turn)
                 if turn.of != candidate && turn.until > now && !(turn.asking && candidate < turn.of) =>
             {
-                Err(turn.until.since(now))
+                // Who only asks has its answers in a moment, and may come to nothing.
+                Err(if turn.asking { Duration::ZERO } else { turn.until.since(now) })
             }
             _ => {
                 *to = Some(Turn { of: candidate, until: now + patience.min(PATIENCE_MAX), asking });

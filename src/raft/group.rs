@@ -11,38 +11,49 @@ use std::{
 };
 
 use openraft::{
-    ServerState,
+    ChangeMembers, ServerState,
     error::{ClientWriteError, RaftError},
 };
 use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
+use tower::util::MapResponseLayer;
 
 use super::{
+    attest::Attest,
     deference::{Deference, PATIENCE_MAX},
-    log::{Disk, InOrder, LogStore, load_vote},
+    log::{Disk, DiskFailure, InOrder, LogStore, Watched, load_vote, paces},
     machine::{Applied, Machine},
+    members::Step,
     peer::{
         Roster,
         client::{MESSAGE_MAX, Peers, VOTE_LIMIT},
+        probation::Heed,
         server::Service,
         transport::{DialerHandle, Incoming},
     },
-    types::{self, LogId, Raft},
-    vote_guard::{Ballot, VoteGuard, VoteRefusal},
-    vouch::{Vouch, Vouched},
+    types::{self, Device, LogId, Raft},
+    vote_guard::{Ballot, Bar, VoteGuard, VoteRefusal},
+    vouch::{Echo, Vouch, Vouched},
+    widest::Widest,
     wire::{self, proto},
 };
 use crate::{
     clock::{Clock, Moment},
     epoch::Epoch,
-    id::NodeId,
+    id::{DeviceId, NodeId},
     ownership::{
         command::{Command, Outcome},
         record::Record,
         view::Standing,
     },
+    seal::{MAGIC, Receipt},
+    timing::Timing,
 };
+
+/// The longest wait for an answer from memory.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// Where this member stands, and who votes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +92,8 @@ pub enum ProposeError {
 pub enum Campaign {
     /// This member leads now.
     Won,
+    /// No majority answered.
+    Alone,
     /// A majority would not have voted for this member, so it did not even ask.
     Hopeless {
         /// For how long a majority will surely go on refusing.
@@ -106,10 +119,12 @@ pub struct Renewed {
     pub epoch: Epoch,
     /// When the question was prepared.
     pub asked: Moment,
+    /// Until when the owner may act by this promise, if it is one.
+    pub until: Moment,
     /// Whether it promised; else why not.
     pub promised: Result<(), String>,
-    /// Its clock, to be sent back with the next question.
-    pub echo: Moment,
+    /// Its clock, to be sent back with the next question; none of this member itself.
+    pub echo: Option<Echo>,
     /// How far it has applied the log.
     pub applied: u64,
 }
@@ -123,6 +138,8 @@ pub struct Question {
     pub epoch: Epoch,
     /// When the question was prepared. Read before the call.
     pub asked: Moment,
+    /// The timing in use then: what it asks for, and what it is worth.
+    pub timing: Timing,
     /// The end of the lease, if one is held.
     pub act_until: Option<Moment>,
     /// How far the record is applied here.
@@ -170,10 +187,13 @@ pub struct Group {
     log: LogStore,
     vouch: Vouch,
     deference: Deference,
+    attest: Attest,
     machine: Machine,
     role: watch::Receiver<Role>,
+    disk_failed: watch::Receiver<Option<DiskFailure>>,
     clock: Arc<dyn Clock>,
     tasks: TaskTracker,
+    boot_refusal: Duration,
 }
 
 impl Group {
@@ -184,21 +204,54 @@ impl Group {
     pub async fn start(parts: Parts) -> anyhow::Result<Group> {
         let Parts { roster, disk, boot_refusal, dialer, clock, tasks } = parts;
         let contents = disk.contents()?;
-        let disk: Arc<dyn Disk> = Arc::new(InOrder::new(disk, &contents));
-        let voted = contents.vote.map(|v| types::ballot(&load_vote(v))).unwrap_or_default();
-        let refusal = roster.site.timing.refusal();
-        let guard = VoteGuard::new(clock.clone(), refusal, boot_refusal, voted);
-        let log = LogStore::new(disk.clone(), &contents, guard.clone(), clock.clone())?;
-        let machine = Machine::new(disk, &contents, guard.clone(), Record::new(&roster.site))?;
-        let peers = Peers::new(&roster, &dialer)?;
-        let me = roster.me.node_id();
+        let mut voted = contents.vote.map(|v| types::ballot(&load_vote(v))).unwrap_or_default();
+        let (configured, paces) = (roster.site.timing, paces(&contents)?);
+        let mut boot_refusal = boot_refusal.max(paces.widest());
+        if contents.amnesia.is_some() {
+            // What was agreed may be lost as well: as wide as it can have been.
+            boot_refusal = boot_refusal.max(configured.stretched(u32::MAX).refusal());
+        }
+        // Who knows that it lost a store is another node, whose votes nobody counts before the membership says so.
+        let forgot = contents.amnesia.as_ref().filter(|_| !roster.store.later);
+        if let Some(lost) = forgot {
+            voted = voted.max(Ballot { term: lost.term, node: NodeId(0) });
+        }
+        let guard = VoteGuard::new(clock.clone(), configured.refusal(), boot_refusal, voted);
+        if forgot.is_some() {
+            guard.bar(Bar::Amnesia);
+        }
+        let watched = Watched::new(disk, guard.clone());
+        let disk_failed = watched.failed();
+        let disk: Arc<dyn Disk> = Arc::new(InOrder::new(Arc::new(watched), &contents));
+        let widest = Widest::new(paces, guard.clone());
+        let log = LogStore::new(disk.clone(), &contents, guard.clone(), widest.clone(), clock.clone())?;
+        let machine =
+            Machine::new(disk, &contents, guard.clone(), widest, (Record::new(&roster.site), configured))?;
+        let attest = Attest::new(machine.watch(), guard.clone(), roster.site.digest());
+        let peers = Peers::new(&roster, &dialer, attest.clone())?;
+        let me = roster.node;
         let config = Arc::new(types::config(roster.site.id.as_str()));
         let raft = Raft::new(me.0, config, peers.clone(), log.clone(), machine.clone())
             .await
             .map_err(|e| io::Error::other(e.to_string()))?;
-        let role = follow(&raft, &machine, me, &tasks);
+        let role = follow(&raft, &machine, &roster, &tasks);
         let (vouch, deference) = (Vouch::new(clock.now()), Deference::new(clock.clone()));
-        Ok(Group { raft, guard, peers, roster, log, vouch, deference, machine, role, clock, tasks })
+        Ok(Group {
+            raft,
+            guard,
+            peers,
+            roster,
+            log,
+            vouch,
+            deference,
+            attest,
+            machine,
+            role,
+            disk_failed,
+            clock,
+            tasks,
+            boot_refusal,
+        })
     }
 
     /// Answers the other members until `stop`.
@@ -217,18 +270,26 @@ impl Group {
             guard: self.guard.clone(),
             vouch: self.vouch.clone(),
             deference: self.deference.clone(),
+            attest: self.attest.clone(),
+            machine: self.machine.clone(),
             proposer: Proposer(self.raft.clone()),
             clock: self.clock.clone(),
             tasks: self.tasks.clone(),
+            stop: stop.clone(),
         };
+        let attest = self.attest.clone();
+        let heed: Heed = Arc::new(move |line| attest.hear_line(line));
+        let incoming = incoming.map(move |connection| connection.map(|c| c.heeding(MAGIC, heed.clone())));
         Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(2)))
+            // Only so that the remains of lost members do not pile up; who calls pings more often.
+            .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(2)))
             .http2_max_header_list_size(16 * 1024)
             .http2_max_pending_accept_reset_streams(Some(20))
             .max_concurrent_streams(64)
             .max_frame_size(Some(64 << 10))
             .initial_stream_window_size(Some(u32::try_from(MESSAGE_MAX).unwrap_or(u32::MAX)))
+            .layer(MapResponseLayer::new(undated))
             .add_service(service.into_server())
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
             .await
@@ -249,9 +310,29 @@ impl Group {
         &self.guard
     }
 
+    /// The timing in use, as far as the record is applied here.
+    pub fn timing(&self) -> Timing {
+        self.machine.timing()
+    }
+
+    /// How long this member votes for nobody after its start.
+    pub fn boot_refusal(&self) -> Duration {
+        self.boot_refusal
+    }
+
+    /// About how long the slower of the last durable writes took.
+    pub fn slowest_write(&self) -> Duration {
+        self.log.slowest_write()
+    }
+
     /// Where this member stands, now and on every change.
     pub fn role(&self) -> watch::Receiver<Role> {
         self.role.clone()
+    }
+
+    /// How this device's disk has failed, once it has. It votes no more then.
+    pub fn disk_failed(&self) -> watch::Receiver<Option<DiskFailure>> {
+        self.disk_failed.clone()
     }
 
     /// The record, now and on every change.
@@ -262,6 +343,21 @@ impl Group {
     /// What the owner last said of its lease, lapsed or not, now and on every change.
     pub fn vouched(&self) -> watch::Receiver<Option<Vouched>> {
         self.vouch.watch()
+    }
+
+    /// The proof of the present owner's fencer that the ownership has ended, if it has shown one.
+    pub fn proof(&self) -> Option<Receipt> {
+        self.attest.proof()
+    }
+
+    /// What a fencer has proven last, of whatever epoch, now and on every change.
+    pub fn proofs(&self) -> watch::Receiver<Option<Receipt>> {
+        self.attest.watch()
+    }
+
+    /// Takes in what somebody says is a fencer's receipt. Whatever it is, it is safe to do so.
+    pub fn attested(&self, receipt: Receipt) {
+        self.attest.hear(receipt);
     }
 
     /// Has the site execute a command: here, or by the leader. Waits at most `limit`.
@@ -289,49 +385,47 @@ impl Group {
         serde_json::from_slice(&reply.outcome).map_err(|e| ProposeError::Refused(e.to_string()))
     }
 
-    /// Asks every voter, this member included, for a promise. Answers arrive in `answers`, each at its own time; what
-    /// does not arrive within the hold time never does. Returns at once.
+    /// Asks every node, this member and learners included, for a promise. Answers arrive in `answers`, each at its own time;
+    /// what does not arrive within four times the hold never does. Returns at once.
     pub fn renew(
         &self,
         question: Question,
-        echoes: &BTreeMap<NodeId, Moment>,
+        echoes: &BTreeMap<NodeId, Echo>,
         answers: &mpsc::UnboundedSender<Renewed>,
     ) {
-        let Question { ballot, epoch, asked, act_until, applied } = question;
-        let refusal = self.roster.site.timing.refusal();
-        let limit = self.roster.site.timing.hold();
+        let Question { ballot, epoch, asked, timing, act_until, applied } = question;
+        let (refusal, until) = (timing.refusal(), asked + timing.hold());
         let own = Renewed {
-            node: self.roster.me.node_id(),
+            node: self.roster.node,
             ballot,
             epoch,
             asked,
+            until,
             promised: self.guard.promise(ballot, epoch, refusal).map_err(|e| e.to_string()),
-            echo: Moment::default(),
+            echo: None,
             applied,
         };
         // The loop that listens may have ended; then nobody needs the answer.
         let _ = answers.send(own);
-        for (node, peer) in self.peers.iter() {
+        for (node, peer) in self.peers.all() {
+            let echo = echoes.get(&node);
+            // Without an echo it has nothing to count from.
+            let left = echo.zip(act_until).map_or(Duration::ZERO, |(echo, until)| echo.left(until));
             let message = proto::RenewRequest {
                 ballot: Some(proto::Ballot { term: ballot.term, node: ballot.node.0, committed: true }),
                 epoch: epoch.get(),
                 refusal_us: micros(refusal),
-                lease_left_us: act_until.map_or(0, |until| micros(until.since(self.clock.now()))),
-                echo_ns: echoes.get(&node).map_or(0, |m| m.as_nanos()),
+                lease_left_us: micros(left),
+                echo_ns: echo.map_or(0, |echo| echo.theirs.as_nanos()),
+                number: 0,
             };
-            let (peer, answers) = (peer.clone(), answers.clone());
-            self.tasks.spawn(async move {
-                let reply = match peer.renew(message, limit).await {
-                    Ok(reply) => reply,
-                    Err(_) => return,
-                };
-                let promised = if reply.promised { Ok(()) } else { Err(reply.reason) };
-                let echo = Moment::from_nanos(reply.echo_ns);
-                let answer =
-                    Renewed { node, ballot, epoch, asked, promised, echo, applied: reply.applied_index };
-                let _ = answers.send(answer);
-            });
+            peer.line.ask(&peer, question, message, answers, &self.tasks);
         }
+    }
+
+    /// Ends what [`Group::renew`] keeps open. Later questions open it again.
+    pub fn hang_up(&self) {
+        self.peers.all().iter().for_each(|(_, peer)| peer.line.hang_up());
     }
 
     /// Brings followers that missed the last commit up to date.
@@ -340,30 +434,79 @@ impl Group {
         let _ = self.raft.trigger().heartbeat().await;
     }
 
-    /// Asks a member how it is. The answer is kept on the roster.
-    pub async fn greet(&self, node: NodeId, limit: Duration) -> bool {
-        match self.peers.get(node) {
+    /// Asks a device how it is. The answer is kept on the roster.
+    pub async fn greet(&self, device: &DeviceId, limit: Duration) -> bool {
+        match self.peers.get(self.roster.node_of(device)) {
             Some(peer) => peer.greet(limit).await.is_ok(),
             None => false,
         }
     }
 
+    /// Whether this member's store has never been of use to anybody: no vote given, nothing taken from a leader.
+    pub fn is_unused(&self) -> bool {
+        self.log.is_unused()
+    }
+
+    /// The other nodes that have everything that is applied here, if this member leads.
+    pub fn caught_up(&self) -> BTreeSet<NodeId> {
+        let metrics = self.raft.metrics().borrow().clone();
+        let matched = metrics.replication.unwrap_or_default();
+        let has_all = |(node, id): (u64, Option<LogId>)| (id >= metrics.last_applied).then_some(NodeId(node));
+        matched.into_iter().filter_map(has_all).collect()
+    }
+
+    /// Has the site commit a step of a change of its members. Waits at most `limit`; it may still happen after that.
+    ///
+    /// # Errors
+    /// [`ProposeError`]
+    pub(crate) async fn change_members(&self, step: Step, limit: Duration) -> Result<(), ProposeError> {
+        let device = |device: DeviceId, store: u64| Device { device: device.to_string(), store };
+        let change = match step {
+            Step::Note { stores } => {
+                let node = |(node, (of, store)): (NodeId, (DeviceId, u64))| (node.0, device(of, store));
+                ChangeMembers::SetNodes(stores.into_iter().map(node).collect())
+            }
+            Step::Admit { node, device: of, store } => {
+                ChangeMembers::AddNodes([(node.0, device(of, store))].into())
+            }
+            Step::Drop { node } => ChangeMembers::RemoveNodes([node.0].into()),
+            Step::Exchange { voters } => {
+                ChangeMembers::ReplaceAllVoters(voters.into_iter().map(|node| node.0).collect())
+            }
+            // Nobody is added to the newer set of voters, which leaves that set alone in force.
+            Step::Finish => ChangeMembers::AddVoterIds(BTreeSet::new()),
+        };
+        match tokio::time::timeout(limit, self.raft.change_membership(change, false)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(ProposeError::NoLeader),
+            Ok(Err(RaftError::APIError(e))) => Err(ProposeError::Refused(e.to_string())),
+            Ok(Err(e)) => Err(ProposeError::Stopped(e.to_string())),
+            Err(_) => Err(ProposeError::NoAnswer),
+        }
+    }
+
     /// Until when this member gives way to another candidate.
     pub fn gives_way_until(&self) -> Option<Moment> {
-        self.deference.until(self.roster.me.node_id())
+        self.deference.until(self.roster.node)
     }
 
     /// Campaigns once: own guard, pre-vote, vote. After `losses` lost votes in a row it asks the others for more time.
+    /// If it was `alone` before, the majority that answers now may go on with whoever led it: flapping links shall not move
+    /// the ownership each time. Then it waits three heartbeats and has to try again.
     /// Cancel-safe: whatever was begun is finished by itself.
-    pub async fn campaign(&self, losses: u32) -> Campaign {
+    pub async fn campaign(&self, losses: u32, alone: bool) -> Campaign {
+        if !self.roster.members().is_voter(self.roster.node) {
+            let reason = "this device is not taken in yet".into();
+            return Campaign::Hopeless { wait: self.roster.site.timing.refusal(), reason };
+        }
         if let Err(refusal) = self.guard.may_vote() {
             return hopeless(&refusal);
         }
         // Own vote, a voter's vote, and both once more as committed: four writes, one after the other.
-        let usual = self.roster.site.timing.hold() / 2 + self.log.slowest_write() * 4;
+        let usual = self.answer_limit() * 2 + self.log.slowest_write() * 4;
         let patience = (usual * 2u32.saturating_pow(losses.min(8))).min(PATIENCE_MAX);
         self.peers.expect(patience);
-        if let Err(hopeless) = self.pre_vote(patience).await {
+        if let Err(hopeless) = self.pre_vote(patience, alone).await {
             return hopeless;
         }
         // From the ticket on nothing is promised to anybody, until Raft has put our own ballot above theirs.
@@ -394,9 +537,7 @@ impl Group {
     async fn await_election(&self, term: u64) -> Campaign {
         let mut role = self.role.clone();
         let mut rejections = self.peers.rejections();
-        let voters = self.roster.site.members.len();
-        let bearable = voters - self.roster.site.quorum();
-        let me = self.roster.me.node_id();
+        let me = self.roster.node;
         let work = async {
             loop {
                 {
@@ -410,8 +551,8 @@ impl Group {
                     }
                 }
                 {
-                    let (of, count, why) = &*rejections.borrow_and_update();
-                    if *of == term && *count > bearable {
+                    let (of, against, why) = &*rejections.borrow_and_update();
+                    if *of == term && !self.roster.members().is_quorum(|node| !against.contains(node)) {
                         return Campaign::Lost { reason: why.clone() };
                     }
                 }
@@ -427,12 +568,20 @@ impl Group {
         tokio::time::timeout(VOTE_LIMIT, work).await.unwrap_or(late)
     }
 
+    /// How long to wait for an answer from memory: longer where the network was slow of late, or a site on slow links
+    /// could never elect, and so never agree on a wider timing.
+    fn answer_limit(&self) -> Duration {
+        let contacts = self.roster.contacts();
+        let slowest = contacts.values().filter_map(|c| c.round_trip).max().unwrap_or_default();
+        (self.timing().hold() / 2).max(slowest * 2).min(ANSWER_MAX)
+    }
+
     /// Would a majority vote for this member? Asks everybody at once and returns with the deciding answer.
-    async fn pre_vote(&self, patience: Duration) -> Result<(), Campaign> {
-        let site = &self.roster.site;
-        let needed = site.quorum() - 1;
-        let limit = site.timing.hold() / 2;
-        let me = self.roster.me.node_id();
+    async fn pre_vote(&self, patience: Duration, alone: bool) -> Result<(), Campaign> {
+        let timing = self.timing();
+        let limit = self.answer_limit();
+        let members = self.roster.members();
+        let me = self.roster.node;
         let last: Option<LogId> = self.log.last_log_id();
         let message = proto::VoteRequest {
             ballot: Some(proto::Ballot {
@@ -442,18 +591,19 @@ impl Group {
             }),
             last_log_id: last.as_ref().map(wire::put_log_id),
             patience_us: micros(patience),
+            ..self.peers.request()
         };
         // One's own vote is not promised to two candidates either.
         if let Err(left) = self.deference.stand(me, patience) {
             return Err(Campaign::Hopeless { wait: left, reason: "another candidate was first".into() });
         }
         let (sender, mut answers) = mpsc::unbounded_channel();
-        let (short, again) = (site.timing.stagger(), Duration::from_millis(1));
-        for (node, peer) in self.peers.iter() {
-            let (peer, message, sender) = (peer.clone(), message, sender.clone());
+        let (short, again) = (timing.stagger(), Duration::from_millis(1));
+        for (node, peer) in self.peers.all().into_iter().filter(|(node, _)| members.is_voter(*node)) {
+            let (message, sender) = (message.clone(), sender.clone());
             self.tasks.spawn(async move {
                 let ask = async {
-                    let first = peer.pre_vote(message, limit).await;
+                    let first = peer.pre_vote(message.clone(), limit).await;
                     match &first {
                         // Promises do not end everywhere in the same millisecond. To give up for that, and to come
                         // back later, would be to come back in the next candidate's turn.
@@ -468,25 +618,44 @@ impl Group {
             });
         }
         drop(sender);
-        let (mut granted, mut waits, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
-        while granted.len() < needed {
+        let (mut granted, mut waits, mut reasons) = (BTreeSet::from([me]), Vec::new(), Vec::new());
+        while !members.is_quorum(|node| granted.contains(node)) {
             match answers.recv().await {
                 None => {
                     // The majority becomes possible when enough of those who refuse for a time have had it.
+                    let answered = |node: &NodeId| {
+                        granted.contains(node) || waits.iter().any(|(_, refused)| refused == node)
+                    };
+                    if !members.is_quorum(answered) {
+                        self.give_turn_back(message, granted);
+                        return Err(Campaign::Alone);
+                    }
                     waits.sort_unstable();
-                    let wait = waits.get(needed - granted.len() - 1).copied().unwrap_or(Duration::ZERO);
+                    let mut then = granted.clone();
+                    let enough = waits.iter().find(|(_, node)| {
+                        then.insert(*node);
+                        members.is_quorum(|node| then.contains(node))
+                    });
+                    let wait = enough.map_or(Duration::ZERO, |(wait, _)| *wait);
                     let reason =
                         if reasons.is_empty() { "nobody answered".into() } else { reasons.join("; ") };
                     self.give_turn_back(message, granted);
                     return Err(Campaign::Hopeless { wait, reason });
                 }
-                Some((node, Ok(reply))) if reply.would_grant => granted.push(node),
-                Some((_, Ok(reply))) => {
-                    waits.push(Duration::from_micros(reply.wait_us));
+                Some((node, Ok(reply))) if reply.would_grant => {
+                    granted.insert(node);
+                }
+                Some((node, Ok(reply))) => {
+                    waits.push((Duration::from_micros(reply.wait_us), node));
                     reasons.push(reply.reason);
                 }
                 Some((_, Err(_))) => {}
             }
+        }
+        if alone {
+            self.give_turn_back(message, granted);
+            let reason = "a majority is only just together again, and who led it may go on".into();
+            return Err(Campaign::Hopeless { wait: timing.heartbeat() * 3, reason });
         }
         if !self.deference.encouraged(me) {
             self.give_turn_back(message, granted);
@@ -497,13 +666,13 @@ impl Group {
     }
 
     /// After a pre-vote that failed: nobody needs to give way to this member any longer.
-    fn give_turn_back(&self, asked: proto::VoteRequest, granted: Vec<NodeId>) {
-        self.deference.release(self.roster.me.node_id());
-        let limit = self.roster.site.timing.hold();
+    fn give_turn_back(&self, asked: proto::VoteRequest, granted: BTreeSet<NodeId>) {
+        self.deference.release(self.roster.node);
+        let limit = self.timing().hold();
         // The same question, for no time at all. If it is lost, the turn ends by itself a little later.
         let message = proto::VoteRequest { patience_us: 0, ..asked };
         for peer in granted.into_iter().filter_map(|node| self.peers.get(node)) {
-            let peer = peer.clone();
+            let message = message.clone();
             self.tasks.spawn(async move {
                 let _ = peer.pre_vote(message, limit).await;
             });
@@ -527,9 +696,15 @@ fn micros(duration: Duration) -> u64 {
 }
 
 /// Turns openraft's metrics and the applied record into a [`Role`].
-fn follow(raft: &Raft, machine: &Machine, me: NodeId, tasks: &TaskTracker) -> watch::Receiver<Role> {
+fn follow(
+    raft: &Raft,
+    machine: &Machine,
+    roster: &Arc<Roster>,
+    tasks: &TaskTracker,
+) -> watch::Receiver<Role> {
     let mut metrics = raft.metrics();
     let mut applied = machine.watch();
+    let (me, roster) = (roster.node, roster.clone());
     let read = move |metrics: &types::Metrics, applied: &Applied| {
         let ballot = types::ballot(&metrics.vote);
         let leads = metrics.state == ServerState::Leader && metrics.vote.committed && ballot.node == me;
@@ -538,11 +713,12 @@ fn follow(raft: &Raft, machine: &Machine, me: NodeId, tasks: &TaskTracker) -> wa
             (true, false) => Standing::NewLeader,
             (true, true) => Standing::Leader,
         };
-        let voters = metrics.membership_config.membership().get_joint_config();
+        let members = types::members(metrics.membership_config.membership());
+        roster.now_members(&members);
         Role {
             standing,
             ballot,
-            voters: voters.iter().map(|set| set.iter().map(|id| NodeId(*id)).collect()).collect(),
+            voters: members.voters,
             applied: applied.index.unwrap_or(0),
             fatal: metrics.running_state.as_ref().err().map(ToString::to_string),
         }
@@ -567,4 +743,11 @@ fn follow(raft: &Raft, machine: &Machine, me: NodeId, tasks: &TaskTracker) -> wa
         }
     });
     receiver
+}
+
+/// Members do not tell each other the wall time: nobody reads it, and hyper would take it from the machine's own clock
+/// wherever this header is missing.
+fn undated<B>(mut answer: http::Response<B>) -> http::Response<B> {
+    answer.headers_mut().insert(http::header::DATE, http::HeaderValue::from_static(""));
+    answer
 }

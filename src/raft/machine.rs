@@ -17,10 +17,14 @@ use super::{
     log::{Change, Contents, Disk, decode_snapshot, encode_snapshot, storage_error},
     types::{Entry, LogId, Snapshot, SnapshotMeta, StorageError, StoredMembership, Types},
     vote_guard::VoteGuard,
+    widest::Widest,
 };
-use crate::ownership::{
-    command::{Command, Outcome},
-    record::Record,
+use crate::{
+    ownership::{
+        command::{Command, Outcome},
+        record::Record,
+    },
+    timing::Timing,
 };
 
 /// The record as far as it has been applied here.
@@ -47,6 +51,8 @@ pub(crate) struct Machine {
     state: Arc<Mutex<State>>,
     disk: Arc<dyn Disk>,
     guard: VoteGuard,
+    widest: Widest,
+    configured: Timing,
     applied: Arc<watch::Sender<Applied>>,
 }
 
@@ -56,7 +62,8 @@ impl Machine {
         disk: Arc<dyn Disk>,
         contents: &Contents,
         guard: VoteGuard,
-        empty: Record,
+        widest: Widest,
+        (empty, configured): (Record, Timing),
     ) -> io::Result<Machine> {
         let mut state = State {
             record: empty,
@@ -69,7 +76,12 @@ impl Machine {
             state.restore(meta, data)?;
         }
         let applied = Arc::new(watch::Sender::new(state.applied()));
-        Ok(Machine { state: Arc::new(Mutex::new(state)), disk, guard, applied })
+        Ok(Machine { state: Arc::new(Mutex::new(state)), disk, guard, widest, configured, applied })
+    }
+
+    /// The timing in use, as far as the record is applied here.
+    pub(crate) fn timing(&self) -> Timing {
+        self.applied.borrow().record.pace.timing(&self.configured)
     }
 
     /// The record, now and on every change.
@@ -160,8 +172,11 @@ impl RaftStateMachine<Types> for Machine {
     ) -> Result<(), StorageError> {
         let failed = |e: &io::Error| storage_error(ErrorSubject::Snapshot(None), ErrorVerb::Write, e);
         // What cannot be read must not be what the next start finds.
-        serde_json::from_slice::<Record>(&snapshot).map_err(|e| failed(&e.into()))?;
+        let record = serde_json::from_slice::<Record>(&snapshot).map_err(|e| failed(&e.into()))?;
+        let index = meta.last_log_id.map_or(0, |id| id.index);
+        self.widest.before(|paces| paces.snapshot(index, &record));
         self.disk.write(Change::Snapshot(encode_snapshot(meta, &snapshot))).await.map_err(|e| failed(&e))?;
+        self.widest.after(|paces| paces.snapshot(index, &record));
         self.state().restore(meta.clone(), *snapshot).map_err(|e| failed(&e))?;
         self.publish();
         Ok(())

@@ -8,18 +8,45 @@
 //! First start: every member writes the same first log entry, made from the member list that all were given, so no
 //! device is the seed. Why not openraft's `initialize()`: it campaigns at once, around the guard, also on a device that
 //! comes an hour later than the others.
+//!
+//! # A lost store
+//!
+//! A device whose store is lost may have voted in this term and acknowledged what it has forgotten; counting on it as if
+//! nothing had happened could elect two leaders. So **a later store is another Raft node** (`id.rs`): the old node never
+//! speaks again, which Raft allows any node, and the new one joins by a change of the membership. What remains to be
+//! argued is the lease, whose promises Raft knows nothing of:
+//!
+//! - A node whose store is known otherwise is refused everything (`peer/server.rs`, `Porter`). Its number is pinned in memory
+//!   when it is first shown, and noted in the membership by the leader soon after, so that a restart of whoever knew it
+//!   does not make the forgetful one welcome.
+//! - A device that a member tells of another store, and that has never used its own, *doubts*: it gives no votes and
+//!   promises nothing ([`vote_guard`]). So two emptied devices do not become a majority that knows nothing, as long as one
+//!   that knows better can be heard. It starts over as a later store only when so many others have said so that they are
+//!   a majority without it: those can take it in. An unused store has promised nobody anything, so throwing it away breaks
+//!   no word; a used one is never thrown away.
+//! - The leader exchanges old for new by a joint configuration (`reconcile/members.rs`), one device at a time. It has heard
+//!   nothing from the old node for two refusal windows, so no lease that can still run counts a promise of it: the
+//!   promises come from a majority `m` of the `n` voters without it. Whoever is elected after the exchange has at least
+//!   `m - 1` votes of the same `n - 1` nodes, and `m + (m - 1) > n - 1`: one of them promised, and refuses. From then on
+//!   the argument of the map holds with the new voters; the next exchange begins a refusal window later, when no lease
+//!   under the voters before can run any more.
+//! - Two live devices of one name never replace each other for ever: a node that was heard lately is not replaced, and the
+//!   one that loses has a used store, which it keeps; it stays out and is named.
 
+mod attest;
 mod deference;
 mod group;
 pub mod log;
 mod machine;
+pub mod members;
 pub mod peer;
 mod types;
 pub mod vote_guard;
 mod vouch;
+mod widest;
 mod wire;
 
 pub(crate) use group::Proposer;
 pub use group::{Campaign, Group, Parts, ProposeError, Question, Renewed, Role};
 pub use machine::Applied;
-pub use vouch::Vouched;
+pub use vouch::{Echo, Vouched};

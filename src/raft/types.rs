@@ -11,9 +11,12 @@ use openraft::{AsyncRuntime, OptionalSend, TokioInstant, TokioRuntime};
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
-    id::NodeId,
+    id::{DeviceId, NodeId},
     ownership::command::{Command, Outcome},
-    raft::vote_guard::Ballot,
+    raft::{
+        members::{Members, Node},
+        vote_guard::Ballot,
+    },
 };
 
 openraft::declare_raft_types!(
@@ -31,11 +34,14 @@ openraft::declare_raft_types!(
 /// The longest that any call between members may take before openraft gives up on it by itself.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// What the membership says of a node: only its name. Addresses are hints and live in the configuration.
+/// What the membership says of a node: which store of which device it is. Addresses are hints and live in the
+/// configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Device {
     /// The device id.
     pub(crate) device: String,
+    /// The number of the store; 0 until a leader has noted it.
+    pub(crate) store: u64,
 }
 
 pub(crate) type LogId = openraft::LogId<u64>;
@@ -48,6 +54,23 @@ pub(crate) type Snapshot = openraft::Snapshot<Types>;
 pub(crate) type Raft = openraft::Raft<Types>;
 pub(crate) type StorageError = openraft::StorageError<u64>;
 pub(crate) type Metrics = openraft::RaftMetrics<u64, Device>;
+
+/// A membership in this product's words. Nodes without a device's name, which nobody writes, are left out of `nodes`.
+pub(crate) fn members(membership: &Membership) -> Members {
+    let node = |id: &u64, device: &Device| {
+        let store = (device.store != 0).then_some(device.store);
+        let device = DeviceId::new(device.device.as_str()).ok()?;
+        Some((NodeId(*id), Node { device, store }))
+    };
+    Members {
+        voters: membership
+            .get_joint_config()
+            .iter()
+            .map(|set| set.iter().map(|id| NodeId(*id)).collect())
+            .collect(),
+        nodes: membership.nodes().filter_map(|(id, device)| node(id, device)).collect(),
+    }
+}
 
 /// A vote as the vote guard orders it.
 pub(crate) fn ballot(vote: &Vote) -> Ballot {

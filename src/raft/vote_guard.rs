@@ -4,11 +4,12 @@
 //! its answers to vote and pre-vote requests, and its own candidacy. A node refuses to vote
 //! - within the refusal window of its last promise,
 //! - within the refusal window of its own boot, because a restart forgets promises,
-//! - while its own workload is not confirmed stopped (its own lease is covered by its promise to itself).
+//! - while its own workload is not confirmed stopped (its own lease is covered by its promise to itself),
+//! - for good, once it is barred ([`Bar`]).
 //!
 //! A committed stop receipt lifts promises given for exactly its epoch; the refusal after boot is never lifted.
 //! The other direction matters as much: a node promises nothing to a ballot lower than one that it has voted for, or is
-//! voting for right now. Refusing is always safe in Raft (it looks like a lost message), so every doubt refuses.
+//! voting for right now, and nothing that lasts longer than it would refuse to vote after a restart. Refusing is always safe in Raft (it looks like a lost message), so every doubt refuses.
 //!
 //! [`Guard`] is a plain value that is handed the time; [`VoteGuard`] is the same behind a lock and a clock.
 
@@ -21,7 +22,6 @@ use crate::{
     clock::{Clock, Moment},
     epoch::Epoch,
     id::NodeId,
-    timing,
 };
 
 /// A candidate's number: who asks to lead, in which term. Ordered by term, then node (openraft's `LeaderId`).
@@ -37,6 +37,19 @@ impl std::fmt::Display for Ballot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} in term {}", self.node, self.term)
     }
+}
+
+/// Why a node votes no more in this life. A restart, which checks the store anew, may lift it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Bar {
+    /// A write to its disk has failed, so it could not keep a vote. Its promises are kept in memory and still hold:
+    /// it goes on promising, so that a healthy owner keeps its lease.
+    #[error("its disk has failed")]
+    DiskFailed,
+    /// It has lost its store, and with it what it voted. It promises nothing either: it may have voted for somebody
+    /// higher than who asks.
+    #[error("its store was lost, and with it what it voted")]
+    Amnesia,
 }
 
 /// Why a node does not vote now.
@@ -56,6 +69,9 @@ pub enum VoteRefusal {
         /// How long this lasts.
         left: Duration,
     },
+    /// It votes no more.
+    #[error("{0}")]
+    Barred(Bar),
     /// Its own workload is not confirmed stopped.
     #[error("its own workload is not confirmed stopped")]
     WorkloadRuns,
@@ -72,7 +88,7 @@ impl VoteRefusal {
     pub fn left(&self) -> Option<Duration> {
         match self {
             VoteRefusal::Booting { left } | VoteRefusal::Promised { left, .. } => Some(*left),
-            VoteRefusal::WorkloadRuns | VoteRefusal::Outdated { .. } => None,
+            VoteRefusal::Barred(_) | VoteRefusal::WorkloadRuns | VoteRefusal::Outdated { .. } => None,
         }
     }
 }
@@ -89,6 +105,17 @@ pub enum PromiseRefusal {
     /// A vote is being decided right now.
     #[error("it is deciding a vote")]
     Voting,
+    /// It does not know what it has voted.
+    #[error("{0}")]
+    Barred(Bar),
+    /// It was asked for longer than it would refuse to vote after a restart.
+    #[error("it was asked to promise {} ms, and its disk knows of {} ms at most", asked.as_millis(), ceiling.as_millis())]
+    TooLong {
+        /// For how long it was asked.
+        asked: Duration,
+        /// The longest that it may promise.
+        ceiling: Duration,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,12 +129,14 @@ struct Promise {
 #[derive(Debug, Clone)]
 pub struct Guard {
     refusal: Duration,
+    ceiling: Duration,
     boot_refusal_until: Moment,
     highest: Ballot,
     voting: u32,
     promise: Option<Promise>,
     lifted: Option<Epoch>,
     workload_runs: bool,
+    barred: Option<Bar>,
 }
 
 impl Guard {
@@ -117,18 +146,25 @@ impl Guard {
     pub fn new(booted: Moment, refusal: Duration, boot_refusal: Duration, voted: Ballot) -> Guard {
         Guard {
             refusal,
+            ceiling: refusal,
             boot_refusal_until: booted + boot_refusal.max(refusal),
             highest: voted,
             voting: 0,
             promise: None,
             lifted: None,
             workload_runs: false,
+            barred: None,
         }
     }
 
-    /// Promises `to` not to vote for anybody else for `asked` or the own refusal window, whichever is longer, but never
-    /// for longer than any site may configure: a member that asks for more is at fault, and a promise cannot be taken
-    /// back.
+    /// A restart refuses to vote for at least `widest`, by what is durable on this node's disk. Nothing longer is
+    /// promised, for a restart would forget it: not yet, if the owner was faster than this disk; never, if it is at
+    /// fault, and a promise cannot be taken back.
+    pub fn durable(&mut self, widest: Duration) {
+        self.ceiling = self.refusal.max(widest);
+    }
+
+    /// Promises `to` not to vote for anybody else for `asked` or the own refusal window, whichever is longer.
     ///
     /// # Errors
     /// [`PromiseRefusal`]; then nothing was promised.
@@ -139,14 +175,20 @@ impl Guard {
         epoch: Epoch,
         asked: Duration,
     ) -> Result<(), PromiseRefusal> {
+        if let Some(bar @ Bar::Amnesia) = self.barred {
+            return Err(PromiseRefusal::Barred(bar));
+        }
         if self.voting > 0 {
             return Err(PromiseRefusal::Voting);
         }
         if to < self.highest {
             return Err(PromiseRefusal::Higher { seen: self.highest });
         }
+        if asked > self.ceiling {
+            return Err(PromiseRefusal::TooLong { asked, ceiling: self.ceiling });
+        }
         self.highest = to;
-        let fresh = Promise { to, epoch, until: now + asked.min(timing::REFUSAL_MAX).max(self.refusal) };
+        let fresh = Promise { to, epoch, until: now + asked.max(self.refusal) };
         self.promise = Some(match self.promise {
             // From the same leader it only grows. A question for an earlier ownership may have been overtaken by one
             // for a later: taken at its word, the receipt for the earlier would lift what was promised to the later.
@@ -164,6 +206,9 @@ impl Guard {
     /// # Errors
     /// [`VoteRefusal`]: the reason that lasts longest comes first.
     pub fn may_vote(&self, now: Moment) -> Result<(), VoteRefusal> {
+        if let Some(bar) = self.barred {
+            return Err(VoteRefusal::Barred(bar));
+        }
         if self.workload_runs {
             return Err(VoteRefusal::WorkloadRuns);
         }
@@ -208,15 +253,23 @@ impl Guard {
         self.highest = self.highest.max(ballot);
     }
 
-    /// A stop receipt for `epoch` is committed: promises given for that epoch, and no other, bind no longer.
+    /// A stop receipt for `epoch` is committed, or its fencer has proven the stop: promises given for that epoch, and no
+    /// other, bind no longer.
     pub fn lift(&mut self, epoch: Epoch) {
-        self.lifted = Some(epoch);
+        self.lifted = self.lifted.max(Some(epoch));
     }
 
     /// Whether anything of this device's own workload may be running. Told before it is started, and again only
     /// after its end is confirmed.
     pub fn workload(&mut self, runs: bool) {
         self.workload_runs = runs;
+    }
+
+    /// From here on it votes no more in this life. Who has forgotten its votes stays barred for that.
+    pub fn bar(&mut self, bar: Bar) {
+        if self.barred != Some(Bar::Amnesia) {
+            self.barred = Some(bar);
+        }
     }
 
     /// The highest ballot seen.
@@ -255,6 +308,11 @@ impl VoteGuard {
         self.with(|g, now| g.promise(now, to, epoch, asked))
     }
 
+    /// See [`Guard::durable`].
+    pub fn durable(&self, widest: Duration) {
+        self.with(|g, _| g.durable(widest));
+    }
+
     /// See [`Guard::may_vote`].
     ///
     /// # Errors
@@ -285,6 +343,11 @@ impl VoteGuard {
     /// See [`Guard::workload`].
     pub fn workload(&self, runs: bool) {
         self.with(|g, _| g.workload(runs));
+    }
+
+    /// See [`Guard::bar`].
+    pub fn bar(&self, bar: Bar) {
+        self.with(|g, _| g.bar(bar));
     }
 
     /// See [`Guard::highest`].

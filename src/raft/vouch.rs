@@ -1,8 +1,9 @@
 //! What a member that does not own may truthfully say about the owner, and for how long.
 //!
 //! The owner tells with each renewal how much of its lease is left. How long the message travelled is unknown, so the
-//! member counts from a moment of its own that surely lies before: each of its answers carries its clock, the owner
-//! sends that back with the next question, and the lease that is reported was still to run when that came back.
+//! member counts from a moment of its own that surely lies before: each of its answers carries its clock, and the owner
+//! sends that back with the next question, together with how much of the lease was left when it arrived. It arrived after
+//! it was said, so the member's count ends too early by the time that its answer travelled, and never too late.
 //!
 //! After a reboot the boot clock begins anew, while the owner still sends back a moment of the boot before. So only
 //! moments of this very life count.
@@ -12,6 +13,22 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 use crate::{clock::Moment, epoch::Epoch, id::NodeId};
+
+/// A member's clock, as its answer carried it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Echo {
+    /// What that clock showed when the member answered.
+    pub theirs: Moment,
+    /// When the answer was here, by the own clock.
+    pub heard: Moment,
+}
+
+impl Echo {
+    /// How much of a lease that lasts `until` was left when the answer was here.
+    pub(crate) fn left(&self, until: Moment) -> Duration {
+        until.since(self.heard)
+    }
+}
 
 /// The newest such knowledge. Clones share it.
 #[derive(Debug, Clone)]
@@ -39,7 +56,7 @@ impl Vouch {
     }
 
     /// At `now` the owner's question carried back `echo`, a moment of this member's clock, and said how much lease was
-    /// `left`.
+    /// `left` when it had heard it.
     pub(crate) fn heard(&self, now: Moment, node: NodeId, epoch: Epoch, echo: Moment, left: Duration) {
         let own = echo >= self.born && echo <= now;
         if epoch == Epoch::ZERO || echo == Moment::default() || left.is_zero() || !own {
@@ -63,6 +80,8 @@ impl Vouch {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn at(ms: u64) -> Moment {
@@ -84,6 +103,27 @@ mod tests {
         assert_eq!(read().map(|v| (v.node, v.until)), Some((NodeId(2), at(1200))));
         vouch.heard(at(2000), NodeId(1), one, at(1500), Duration::from_millis(300));
         assert_eq!(read().map(|v| v.node), Some(NodeId(2)), "an old owner's message changes nothing");
+    }
+
+    proptest! {
+        /// Two clocks that show different things, and messages that travel for as long as they like: what the member
+        /// believes ends by the owner's clock no later than the lease.
+        #[test]
+        fn is_never_believed_for_longer_than_the_lease(
+            apart in 0u64..100_000, answered in 1u64..10_000, back in 0u64..500, forth in 0u64..500, lease in 0u64..2000,
+        ) {
+            let owners = |ms| at(apart + ms);
+            let until = owners(answered + lease);
+            let echo = Echo { theirs: at(answered), heard: owners(answered + back) };
+            let vouch = Vouch::new(at(0));
+            let epoch = Epoch::new(1).expect("small");
+            vouch.heard(at(answered + back + forth), NodeId(1), epoch, echo.theirs, echo.left(until));
+            if let Some(vouched) = *vouch.watch().borrow() {
+                let believed = vouched.until.since(at(0));
+                prop_assert!(owners(0) + believed <= until);
+                prop_assert_eq!(owners(0) + believed + Duration::from_millis(back), until, "nothing else is given away");
+            }
+        }
     }
 
     #[test]

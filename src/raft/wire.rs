@@ -70,6 +70,7 @@ fn put_membership(membership: &Membership) -> proto::Membership {
                 id: *id,
                 device: node.device.clone(),
                 address: String::new(),
+                store: node.store,
             })
             .collect(),
     }
@@ -79,7 +80,7 @@ fn take_membership(membership: proto::Membership) -> Membership {
     let configs: Vec<BTreeSet<u64>> =
         membership.configs.into_iter().map(|c| c.voters.into_iter().collect()).collect();
     let nodes: BTreeMap<u64, Device> =
-        membership.nodes.into_iter().map(|n| (n.id, Device { device: n.device })).collect();
+        membership.nodes.into_iter().map(|n| (n.id, Device { device: n.device, store: n.store })).collect();
     Membership::new(configs, nodes)
 }
 
@@ -146,7 +147,8 @@ mod tests {
     #[test]
     fn entries_survive_the_wire() {
         let configs = vec![BTreeSet::from([1, 2]), BTreeSet::from([2, 3])];
-        let nodes = BTreeMap::from([1, 2, 3, 4].map(|n| (n, Device { device: format!("edge-{n}") })));
+        let nodes =
+            BTreeMap::from([1, 2, 3, 4].map(|n| (n, Device { device: format!("edge-{n}"), store: n })));
         for payload in [EntryPayload::Blank, EntryPayload::Membership(Membership::new(configs, nodes))] {
             let entry = Entry { log_id: LogId::new(CommittedLeaderId::new(7, 8), 9), payload };
             let bytes = put_entry(&entry).expect("encodes").encode_to_vec();

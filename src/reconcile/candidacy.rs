@@ -15,12 +15,29 @@ use crate::{
     dice::Dice,
     epoch::Epoch,
     id::DeviceId,
-    ownership::view::{Standing, Unfit},
-    raft::{Applied, Campaign, Group},
+    ownership::{
+        view::{Standing, Unfit},
+        vitals::COOL_DOWN,
+    },
+    raft::{Applied, Campaign, Group, Role},
 };
 
 /// openraft refuses votes for a millisecond after an append, so the append that brought the news must be past.
 const AFTER_APPEND: Duration = Duration::from_millis(2);
+
+/// Why a device goes last in elections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Last {
+    /// It is strained.
+    #[error("its own stalls would endanger its lease")]
+    Strained,
+    /// Its ownership has ended by itself a moment ago.
+    #[error("it lost its lease less than 10 s ago")]
+    LostItsLease,
+    /// An election of this device would wait for its disk several times.
+    #[error("its disk is slow")]
+    SlowDisk,
+}
 
 /// The loop and what it needs.
 pub struct CandidacyLoop {
@@ -32,6 +49,8 @@ pub struct CandidacyLoop {
     pub dice: Dice,
     /// Why this device must not own, if so.
     pub unfit: watch::Receiver<Option<Unfit>>,
+    /// Why this device goes last in elections, if so.
+    pub last: watch::Sender<Option<Last>>,
     /// Counts elections that this device began.
     pub elections: Arc<std::sync::atomic::AtomicU64>,
 }
@@ -41,6 +60,12 @@ pub struct CandidacyLoop {
 struct Turns {
     /// The receipt seen last, and until when its named successor goes first.
     release: Option<(Epoch, Moment)>,
+    /// The epoch whose fencer has proven its end, and when this device's turn comes.
+    proof: Option<(Epoch, Moment)>,
+    /// The ownership seen last, and since when.
+    owned: Option<(Epoch, Moment)>,
+    /// No majority answered when this device asked last.
+    alone: bool,
     /// Votes lost in a row.
     losses: u32,
 }
@@ -50,11 +75,18 @@ impl CandidacyLoop {
     pub async fn run(mut self, stop: CancellationToken) {
         let (mut role, mut record, mut unfit) = (self.group.role(), self.group.record(), self.unfit.clone());
         let mut turns = Turns::default();
+        let mut proofs = self.group.proofs();
         loop {
+            proofs.mark_unchanged();
             // A witness stands too: only it may know what the lost owner wrote, and others are elected once it has
             // passed that on. It asks for no promises, so it is in nobody's way.
-            let stands = role.borrow_and_update().standing == Standing::Follower
-                && *unfit.borrow_and_update() != Some(Unfit::Leaving);
+            let own = self.group.roster().node;
+            let votes = |role: &Role| role.voters.iter().any(|set| set.contains(&own));
+            let stands = {
+                let role = role.borrow_and_update();
+                role.standing == Standing::Follower && votes(&role)
+            };
+            let stands = stands && *unfit.borrow_and_update() != Some(Unfit::Leaving);
             let wait_until = self.earliest(&record.borrow_and_update().clone(), &mut turns);
             let clock = self.clock.clone();
             tokio::select! {
@@ -70,6 +102,7 @@ impl CandidacyLoop {
                 Ok(()) = role.changed() => {}
                 Ok(()) = record.changed() => {}
                 Ok(()) = unfit.changed() => {}
+                Ok(()) = proofs.changed() => {}
                 else => return,
             }
         }
@@ -79,9 +112,9 @@ impl CandidacyLoop {
     fn earliest(&self, applied: &Applied, turns: &mut Turns) -> Moment {
         let now = self.clock.now();
         let roster = self.group.roster();
-        let timing = &roster.site.timing;
+        let timing = self.group.timing();
         let mut earliest = now;
-        let mut rank = self.rank(applied);
+        let mut rank = self.rank(applied, turns);
 
         if let Some(released) = &applied.record.released {
             let window = match turns.release {
@@ -100,17 +133,38 @@ impl CandidacyLoop {
                 rank = 0;
             }
         }
-        earliest = earliest.max(self.group.gives_way_until().unwrap_or(now));
+        if let Some(proof) = self.group.proof() {
+            let turn = match turns.proof {
+                Some((epoch, turn)) if epoch == proof.epoch => turn,
+                _ => now + timing.stagger() * rank,
+            };
+            turns.proof = Some((proof.epoch, turn));
+            earliest = earliest.max(turn);
+        }
+        // Looked at again now and then: a turn may be given back.
+        let gives_way = self.group.gives_way_until().map(|until| until.min(now + timing.hold()));
+        earliest = earliest.max(gives_way.unwrap_or(now));
         let guard = match self.group.guard().may_vote() {
             Ok(()) => now,
-            Err(refusal) => now + refusal.left().unwrap_or(timing.heartbeat()) + timing.stagger() * rank,
+            Err(refusal) => {
+                // Promises end at different moments, up to a heartbeat apart. Who goes last lets all others have theirs.
+                let behind =
+                    if self.last.borrow().is_some() { timing.heartbeat() * 2 } else { Duration::ZERO };
+                now + refusal.left().unwrap_or(timing.heartbeat()) + timing.stagger() * rank + behind
+            }
         };
         earliest.max(guard)
     }
 
     /// This device's place among those that may follow the present owner: 0 goes first.
-    fn rank(&self, applied: &Applied) -> u32 {
+    fn rank(&self, applied: &Applied, turns: &mut Turns) -> u32 {
         let roster = self.group.roster();
+        let last = self.goes_last(applied, turns);
+        self.last.send_if_modified(|old| {
+            let changed = *old != last;
+            *old = last;
+            changed
+        });
         let owner = applied.record.owner.as_ref().map(|o| &o.device);
         let mut others: Vec<&DeviceId> = roster
             .site
@@ -123,12 +177,41 @@ impl CandidacyLoop {
         others.sort_unstable();
         // Who never owns goes last, when those who may have had time to fail.
         let place = others.iter().position(|d| **d == roster.me).unwrap_or(others.len() + 2);
+        let place = if last.is_some() { place.max(others.len() + 1) } else { place };
         u32::try_from(place).unwrap_or(u32::MAX)
+    }
+
+    /// Whether others had better go first, although this device could own.
+    fn goes_last(&self, applied: &Applied, turns: &mut Turns) -> Option<Last> {
+        let (now, me) = (self.clock.now(), &self.group.roster().me);
+        let record = &applied.record;
+        let since = match turns.owned {
+            Some((epoch, since)) if epoch == record.epoch => since,
+            _ => {
+                turns.owned = Some((record.epoch, now));
+                now
+            }
+        };
+        if matches!(*self.unfit.borrow(), Some(Unfit::Strained(_))) {
+            Some(Last::Strained)
+        } else if record.lost() == Some(me) && now.since(since) < COOL_DOWN {
+            Some(Last::LostItsLease)
+        } else if self.group.slowest_write() > self.group.timing().hold() / 2 {
+            Some(Last::SlowDisk)
+        } else {
+            None
+        }
     }
 
     async fn campaign(&mut self, turns: &mut Turns) {
         self.elections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        match self.group.campaign(turns.losses).await {
+        let alone = std::mem::take(&mut turns.alone);
+        match self.group.campaign(turns.losses, alone).await {
+            Campaign::Alone => {
+                tracing::debug!("no majority answers");
+                turns.alone = true;
+                self.pause(Duration::ZERO, turns.losses).await;
+            }
             Campaign::Won => {
                 tracing::info!("this device leads the group");
                 turns.losses = 0;
@@ -146,8 +229,11 @@ impl CandidacyLoop {
     }
 
     async fn pause(&mut self, wait: Duration, losses: u32) {
-        let spread = self.group.roster().site.timing.stagger() * (2 << losses.min(3));
-        let pause = wait + self.dice.up_to(spread);
-        tokio::time::sleep(pause).await;
+        let spread = self.group.timing().stagger() * (2 << losses.min(3));
+        // A promise ends by then, and a turn may be given back before.
+        let pause = wait.min(self.group.timing().refusal()) + self.dice.up_to(spread);
+        // A fencer that proves the owner's end makes hopeless what is worth trying.
+        let mut proofs = self.group.proofs();
+        let _ = tokio::time::timeout(pause, proofs.changed()).await;
     }
 }

@@ -33,10 +33,10 @@ impl ContactLoop {
             }
             let now = self.clock.now();
             let roster = self.group.roster();
-            let contacts = roster.contacts();
+            // Who asks to be taken in shows that it is still there.
+            let asks = roster.store.later && !roster.members().nodes.contains_key(&roster.node);
             for member in roster.site.members.iter().filter(|m| m.device != roster.me) {
-                let node = member.node_id();
-                let contact = contacts.get(&node);
+                let contact = roster.contact(&member.device);
                 // Its own words are wanted too, not only a sign of life; and if they were that it is unfit, whether it
                 // still is: an owner's renewals do not say so.
                 let known = contact.is_some_and(|c| {
@@ -44,10 +44,10 @@ impl ContactLoop {
                         && c.unfit.is_empty()
                         && c.heard.is_some_and(|heard| now.since(heard) < SILENCE)
                 });
-                if !known {
-                    let group = self.group.clone();
+                if asks || !known {
+                    let (group, device) = (self.group.clone(), member.device.clone());
                     self.group.spawn(async move {
-                        group.greet(node, SILENCE).await;
+                        group.greet(&device, SILENCE).await;
                     });
                 }
             }

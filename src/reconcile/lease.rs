@@ -1,22 +1,21 @@
 //! Asks the members for promises, and publishes until when this device may act.
 //!
-//! While this device leads, it asks all members every heartbeat, and at once when there is a new ballot or ownership to
-//! ask for. Every answer counts from the moment before its question. The loop publishes the lease; it stops nothing:
-//! when answers stay away the lease simply ends (stories A and B of the map).
+//! While this device leads, it asks all members at the pace of the timing in use, sooner again while no quorum has
+//! answered, and at once when there is a new ballot or ownership to ask for. Every answer counts from the moment before
+//! its question. The loop publishes the lease; it stops nothing: when answers stay away the lease simply ends (stories A
+//! and B of the map).
 //!
 //! A leader that reached no quorum for long stops asking and only greets, so that the few members it still reaches are
 //! free to vote for somebody who reaches more.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{mpsc, watch},
-    time::MissedTickBehavior,
-};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::meter::Meter;
 use crate::{
-    clock::{Clock, Moment},
+    clock::{Clock, Moment, sleep_until},
     epoch::Epoch,
     id::NodeId,
     ownership::{
@@ -24,7 +23,9 @@ use crate::{
         record::Record,
         view::{Standing, Unfit},
     },
-    raft::{Applied, Group, Question, Renewed, Role, vote_guard::Ballot},
+    raft::{Applied, Echo, Group, Question, Renewed, Role, vote_guard::Ballot},
+    timing::Timing,
+    workload,
 };
 
 /// A lease that is or was held.
@@ -42,10 +43,14 @@ pub struct LeaseLoop {
     pub group: Group,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// The workload, which knows what its fencer may have told the others.
+    pub workload: workload::Handle,
     /// Why this device must not own, if so.
     pub unfit: watch::Receiver<Option<Unfit>>,
     /// Where the lease is published.
     pub held: watch::Sender<Option<Held>>,
+    /// Where it is noted how well this goes.
+    pub meter: Meter,
 }
 
 /// What to ask for.
@@ -58,21 +63,32 @@ struct Target {
 struct State {
     target: Target,
     lease: Lease,
-    echoes: BTreeMap<NodeId, Moment>,
+    echoes: BTreeMap<NodeId, Echo>,
     /// When a quorum was last known to have promised; at first, when this device became leader.
     good: Moment,
     nudged: Moment,
 }
 
+impl State {
+    /// When to ask again, having asked last at `asked`.
+    fn due(&self, asked: Moment, timing: &Timing) -> Moment {
+        let pause = if self.is_hopeless(asked, timing) { timing.ask_next() } else { timing.ask_again() };
+        (self.good + timing.ask_next()).max(asked + pause)
+    }
+
+    /// Whether no quorum has promised anything for long.
+    fn is_hopeless(&self, now: Moment, timing: &Timing) -> bool {
+        now.since(self.good) > timing.refusal() * 2
+    }
+}
+
 impl LeaseLoop {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let timing = self.group.roster().site.timing;
         let (sender, mut answers) = mpsc::unbounded_channel();
         let (mut role, mut record, mut unfit) = (self.group.role(), self.group.record(), self.unfit.clone());
         let mut state: Option<State> = None;
-        let mut tick = tokio::time::interval(timing.heartbeat());
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut asked = self.clock.now();
         loop {
             let target = self.target(
                 &role.borrow_and_update(),
@@ -81,7 +97,9 @@ impl LeaseLoop {
             );
             let fresh = match (&state, target) {
                 (_, None) => {
-                    state = None;
+                    if state.take().is_some() {
+                        self.group.hang_up();
+                    }
                     self.publish(None);
                     false
                 }
@@ -101,15 +119,25 @@ impl LeaseLoop {
                 }
             };
             if fresh && let Some(state) = &mut state {
-                self.ask(state, &sender);
-                tick.reset();
+                asked = self.ask(state, &sender);
             }
+            let (now, timing) = (self.clock.now(), self.group.timing());
+            // Who has nothing to ask for looks all the same how late it comes.
+            let due = state.as_ref().map_or(asked + timing.ask_next(), |state| state.due(asked, &timing));
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
-                _ = tick.tick() => if let Some(state) = &mut state {
-                    self.ask(state, &sender);
-                },
+                () = stop.cancelled() => {
+                    self.group.hang_up();
+                    return;
+                }
+                () = sleep_until(self.clock.as_ref(), due) => {
+                    asked = self.clock.now();
+                    // A timing that has just become narrower makes nobody late.
+                    self.meter.note(|v| v.late.note(asked, asked.since(due.max(now))));
+                    if let Some(state) = &mut state {
+                        asked = self.ask(state, &sender);
+                    }
+                }
                 Some(answer) = answers.recv() => if let Some(state) = &mut state {
                     self.answered(state, &answer).await;
                 },
@@ -130,6 +158,8 @@ impl LeaseLoop {
             (Standing::Follower, _) => return None,
             // Its record may be behind, so no ownership that it shows is one to ask for.
             (Standing::NewLeader, _) | (Standing::Leader, None) => Epoch::ZERO,
+            // Its fencer may have told the others that this ownership has ended.
+            (Standing::Leader, Some(epoch)) if self.is_void(epoch) => return None,
             (Standing::Leader, Some(epoch)) => epoch,
         };
         if epoch == Epoch::ZERO {
@@ -143,40 +173,57 @@ impl LeaseLoop {
         Some(Target { ballot: role.ballot, epoch })
     }
 
-    fn ask(&self, state: &mut State, answers: &mpsc::UnboundedSender<Renewed>) {
+    fn is_void(&self, epoch: Epoch) -> bool {
+        self.workload.burned() == Some(epoch) || self.group.proof().is_some_and(|proof| proof.epoch == epoch)
+    }
+
+    /// Asks everybody; says when.
+    fn ask(&self, state: &State, answers: &mpsc::UnboundedSender<Renewed>) -> Moment {
         let roster = self.group.roster();
-        let timing = &roster.site.timing;
+        let timing = self.group.timing();
         let asked = self.clock.now();
-        if asked.since(state.good) > timing.refusal() * 2 && !self.hears_a_quorum(asked) {
-            for node in roster.site.node_ids() {
-                let group = self.group.clone();
+        if state.is_hopeless(asked, &timing) && !self.hears_a_quorum(asked) {
+            for member in &roster.site.members {
+                let (group, device) = (self.group.clone(), member.device.clone());
                 self.group.spawn(async move {
-                    group.greet(node, group.roster().site.timing.hold()).await;
+                    group.greet(&device, group.timing().hold()).await;
                 });
             }
-            return;
+            return asked;
         }
         let role = self.group.role().borrow().clone();
         // The members answer questions about the owner with this. An owner that is about to give up promises nothing
         // more, so that a workload which others only ask for can be handed over once all answers have lapsed.
         let gives_up = self.unfit.borrow().is_some() || self.group.record().borrow().record.is_handing_over();
-        let act_until = state.lease.act_until(&role.voters, timing).filter(|_| !gives_up);
+        let act_until = state.lease.act_until(&role.voters).filter(|_| !gives_up);
         let Target { ballot, epoch } = state.target;
-        let question = Question { ballot, epoch, asked, act_until, applied: role.applied };
+        let question = Question { ballot, epoch, asked, timing, act_until, applied: role.applied };
+        let others = u32::try_from(roster.site.members.len() - 1).unwrap_or(u32::MAX);
+        self.meter.note(|v| v.questions(asked, others, 0));
         self.group.renew(question, &state.echoes, answers);
+        asked
     }
 
     fn hears_a_quorum(&self, now: Moment) -> bool {
         let roster = self.group.roster();
-        let recent = roster.site.timing.hold();
-        let heard =
-            roster.contacts().values().filter(|c| c.heard.is_some_and(|h| now.since(h) < recent)).count();
-        heard + 1 >= roster.site.quorum()
+        let recent = self.group.timing().hold();
+        let contacts = roster.contacts();
+        let heard = |node: &NodeId| contacts.get(node)?.heard;
+        roster.members().is_quorum(|node| {
+            *node == roster.node || heard(node).is_some_and(|heard| now.since(heard) < recent)
+        })
     }
 
     async fn answered(&self, state: &mut State, answer: &Renewed) {
-        if answer.echo != Moment::default() {
-            state.echoes.insert(answer.node, answer.echo);
+        let now = self.clock.now();
+        if answer.node != self.group.roster().node {
+            self.meter.note(|v| {
+                v.questions(now, 0, 1);
+                v.round_trip.note(now, now.since(answer.asked));
+            });
+        }
+        if let Some(echo) = answer.echo {
+            state.echoes.insert(answer.node, echo);
         }
         if (Target { ballot: answer.ballot, epoch: answer.epoch }) != state.target {
             return;
@@ -185,16 +232,21 @@ impl LeaseLoop {
             tracing::debug!(node = %answer.node, reason, "no promise");
             // It has voted for somebody else. While a quorum promises regardless, that member can wait; but without
             // a lease this device must hear of the higher ballot, or its promise to itself keeps the group headless.
-            if self.clock.now().since(state.good) > self.group.roster().site.timing.hold() {
+            if self.clock.now().since(state.good) > self.group.timing().hold() {
                 self.nudge(state).await;
             }
             return;
         }
-        let timing = &self.group.roster().site.timing;
-        state.lease.promised(answer.node, answer.asked);
+        let timing = self.group.timing();
+        state.lease.promised(answer.node, answer.until);
         let role = self.group.role().borrow().clone();
-        if let Some(until) = state.lease.act_until(&role.voters, timing) {
-            state.good = state.good.max(until.before(timing.hold()));
+        if let Some(until) = state.lease.act_until(&role.voters) {
+            let good = until.before(timing.hold());
+            if good > state.good {
+                let eaten = now.since(state.good).saturating_sub(timing.ask_next());
+                self.meter.note(|v| v.eaten.note(now, eaten));
+                state.good = good;
+            }
             if state.target.epoch != Epoch::ZERO {
                 self.publish(Some(Held { epoch: state.target.epoch, until }));
             }
@@ -207,7 +259,7 @@ impl LeaseLoop {
     /// Has Raft send an append, which tells a member what it missed, or this device that it was deposed.
     async fn nudge(&self, state: &mut State) {
         let now = self.clock.now();
-        let pause = self.group.roster().site.timing.heartbeat().max(Duration::from_millis(100));
+        let pause = self.group.timing().heartbeat().max(Duration::from_millis(100));
         if now.since(state.nudged) > pause {
             state.nudged = now;
             self.group.nudge().await;

@@ -5,5 +5,8 @@ pub mod backoff;
 pub mod candidacy;
 pub mod contact;
 pub mod lease;
+pub mod members;
+pub mod meter;
 pub mod mirror;
 pub mod ownership;
+pub mod pace;

@@ -61,6 +61,8 @@ struct Memory {
     release: Option<(Epoch, Moment)>,
     /// After a failed start: when to try again, and the pause.
     start_again: Option<(Moment, Duration)>,
+    /// The newest epoch whose receipt was proposed.
+    proposed: Option<Epoch>,
 }
 
 impl OwnershipLoop {
@@ -70,8 +72,10 @@ impl OwnershipLoop {
         let mut record = self.group.record();
         let mut observed = self.workload.observe();
         let (mut held, mut unfit) = (self.held.clone(), self.unfit.clone());
+        let mut proofs = self.group.proofs();
         let mut memory = Memory::default();
         loop {
+            proofs.mark_unchanged();
             let decision = {
                 let now = self.clock.now();
                 let applied = record.borrow_and_update().clone();
@@ -90,6 +94,7 @@ impl OwnershipLoop {
                     record: &applied.record,
                     lease: held.borrow_and_update().map(|h| (h.epoch, h.until)),
                     running: running(&seen),
+                    burned: self.burned(&memory),
                     unfit: unfit.as_ref(),
                     successor: successor.as_ref(),
                     successor_until: self.successor_until(&applied.record.released, now, &mut memory),
@@ -113,6 +118,7 @@ impl OwnershipLoop {
                 Ok(()) = observed.changed() => {}
                 Ok(()) = held.changed() => {}
                 Ok(()) = unfit.changed() => {}
+                Ok(()) = proofs.changed() => {}
                 else => return,
             }
         }
@@ -138,7 +144,10 @@ impl OwnershipLoop {
                 let roster = self.group.roster();
                 let (device, incarnation) = (roster.me.clone(), roster.incarnation);
                 let at_unix_ms = self.clock.wall_ms();
-                self.propose(Command::Claim(Claim { device, incarnation, base: *base, at_unix_ms })).await
+                let seal = self.workload.seal();
+                let proof = self.group.proof().filter(|proof| proof.epoch == *base).map(|proof| proof.secret);
+                let claim = Claim { device, incarnation, base: *base, at_unix_ms, seal, proof };
+                self.propose(Command::Claim(claim)).await
             }
             Action::Start { epoch, until } => self.start(*epoch, *until, memory).await,
             Action::Extend { until } => {
@@ -157,9 +166,17 @@ impl OwnershipLoop {
                     reason: decision.reason.to_string(),
                     at_unix_ms: self.clock.wall_ms(),
                 };
+                memory.proposed = Some(*epoch);
                 self.propose(Command::StopReceipt(receipt)).await
             }
         }
+    }
+
+    /// The epoch that must not be started here again: its fencer was lost, or has already said so to the others, or its
+    /// receipt was proposed. A receipt that was not committed in time may still be, whatever became of its cause.
+    fn burned(&self, memory: &Memory) -> Option<Epoch> {
+        let proven = self.group.proof().map(|proof| proof.epoch);
+        self.workload.burned().max(proven).max(memory.proposed)
     }
 
     async fn stop(&self, reason: &Reason) -> Wake {
@@ -169,7 +186,22 @@ impl OwnershipLoop {
         if let Some(held) = self.held.borrow().filter(|held| planned && Some(held.epoch) == epoch) {
             self.workload.extend(held.until);
         }
-        match self.workload.stop().await {
+        let mut held = self.held.clone();
+        let stop = self.workload.stop();
+        tokio::pin!(stop);
+        let stopped = loop {
+            tokio::select! {
+                biased;
+                stopped = &mut stop => break stopped,
+                // It may take its time as long as the lease is renewed.
+                Ok(()) = held.changed() => {
+                    if let Some(held) = held.borrow_and_update().filter(|held| Some(held.epoch) == epoch) {
+                        self.workload.extend(held.until);
+                    }
+                }
+            }
+        };
+        match stopped {
             Ok(()) => Wake::OnChange,
             Err(e) => {
                 tracing::error!("the workload's end is not confirmed: {e}");
@@ -188,7 +220,7 @@ impl OwnershipLoop {
         match self.workload.start(Grant { epoch, until }).await {
             Ok(()) => Wake::OnChange,
             // Looked at again at once: only that tells the guard that nothing runs.
-            Err(workload::Error::Late) => Wake::Now,
+            Err(workload::Error::Late | workload::Error::Burned(_)) => Wake::Now,
             Err(e) => {
                 tracing::error!(condition = "workload.cannot_start", "{e}");
                 let pause =
@@ -211,7 +243,7 @@ impl OwnershipLoop {
             }
             Err(e @ (ProposeError::NoLeader | ProposeError::NoAnswer | ProposeError::Refused(_))) => {
                 tracing::debug!("not committed: {e}");
-                Wake::At(self.clock.now() + self.group.roster().site.timing.heartbeat())
+                Wake::At(self.clock.now() + self.group.timing().heartbeat())
             }
             Err(ProposeError::Stopped(_)) => Wake::OnChange,
         }
@@ -220,13 +252,12 @@ impl OwnershipLoop {
     /// The member to hand over to if this device has to give up: reachable and fit, the first by name.
     fn best_other(&self, now: Moment) -> Option<DeviceId> {
         let roster = self.group.roster();
-        let contacts = roster.contacts();
         let mut fit: Vec<_> = roster
             .site
             .members
             .iter()
             .filter(|m| m.device != roster.me && m.role.may_own())
-            .filter(|m| contacts.get(&m.node_id()).is_some_and(|c| c.may_take_over(now, &roster.site.timing)))
+            .filter(|m| roster.contact(&m.device).is_some_and(|c| c.may_take_over(now, &self.group.timing())))
             .map(|m| m.device.clone())
             .collect();
         fit.sort_unstable();
@@ -249,7 +280,7 @@ impl OwnershipLoop {
         match memory.release {
             Some((seen, until)) if seen == epoch => Some(until),
             _ => {
-                let until = now + self.group.roster().site.timing.handover_window();
+                let until = now + self.group.timing().handover_window();
                 memory.release = Some((epoch, until));
                 Some(until)
             }

@@ -63,6 +63,11 @@ struct States {
     member_reachable: Family<Labels, Gauge>,
     refused: Counter,
     uptime: Float,
+    stall: Float,
+    lease_left_min: Float,
+    round_trip: Float,
+    unanswered: Float,
+    stretch: Float,
     condition: Family<Labels, Gauge>,
     build: Family<Labels, Gauge>,
 }
@@ -144,6 +149,27 @@ impl Metrics {
         r.register("member_reachable", "1 if the member answers", states.member_reachable.clone());
         r.register("peers_refused", "Calls of sidecars that do not belong here", states.refused.clone());
         r.register("uptime_seconds", "Since this sidecar started", states.uptime.clone());
+        r.register("stall_seconds", "The longest stall of this device in ten seconds", states.stall.clone());
+        r.register(
+            "lease_seconds_left_min",
+            "What the lease had left at renewals, at the least in ten seconds; 0 without one",
+            states.lease_left_min.clone(),
+        );
+        r.register(
+            "renewal_seconds_max",
+            "The slowest answer to a renewal in ten seconds; 0 on devices that do not own",
+            states.round_trip.clone(),
+        );
+        r.register(
+            "renewals_unanswered",
+            "Which part of the questions of ten seconds was not answered",
+            states.unanswered.clone(),
+        );
+        r.register(
+            "timing_stretch",
+            "How many times longer than configured heartbeat and hold are now",
+            states.stretch.clone(),
+        );
         r.register("condition", "1 while the condition holds", states.condition.clone());
         r.register("build_info", "Always 1; the labels say what runs", states.build.clone());
         Metrics { inner: Arc::new(Inner { registry, events, states: Mutex::new(states) }) }
@@ -215,6 +241,12 @@ impl States {
         }
         self.refused.inner().store(report.knocks.iter().map(|k| k.count).sum(), Ordering::Relaxed);
         self.uptime.set(seconds(report.uptime_ms));
+        let v = &report.vitals;
+        self.stall.set(seconds(v.stall_ms));
+        self.lease_left_min.set(seconds(v.lease_left_min_ms.unwrap_or(0)));
+        self.round_trip.set(seconds(v.round_trip_ms.unwrap_or(0)));
+        self.unanswered.set(f64::from(v.unanswered_percent.unwrap_or(0)) / 100.0);
+        self.stretch.set(f64::from(v.stretch_percent) / 100.0);
         for condition in Condition::ALL {
             let holds = report.conditions.iter().any(|c| c.name == condition.name());
             let label = vec![("name", condition.name().to_owned())];

@@ -48,6 +48,8 @@ pub struct Report {
     pub last_decision: Option<Decision>,
     /// The durations in force, in one sentence.
     pub timing: String,
+    /// How well this device and its network keep up.
+    pub vitals: Vitals,
     /// The last ownerships, newest first.
     pub history: Vec<Change>,
     /// Sidecars that were refused at the door.
@@ -121,6 +123,28 @@ pub struct Member {
     pub fit: bool,
     /// Why not.
     pub unfit_reason: Option<String>,
+}
+
+/// How well this device and its network keep up: the worst of the last ten seconds, if not said otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Vitals {
+    /// For how long this device's own tasks stood still, in milliseconds.
+    pub stall_ms: u64,
+    /// The same of the last minute.
+    pub stall_minute_ms: u64,
+    /// What the lease had left when it was renewed, in milliseconds; absent on devices that do not own.
+    pub lease_left_min_ms: Option<u64>,
+    /// How long members took to answer renewals, in milliseconds; absent on devices that do not own.
+    pub round_trip_ms: Option<u64>,
+    /// How many of a hundred questions were not answered; absent on devices that do not own.
+    pub unanswered_percent: Option<u32>,
+    /// How long the slowest durable write of late took, in milliseconds.
+    pub write_ms: u64,
+    /// The heartbeat and the hold in use, in hundredths of those configured.
+    pub stretch_percent: u32,
+    /// Why this device goes last in elections; absent if it does not.
+    pub goes_last: Option<String>,
 }
 
 /// The workload on this device.

@@ -1,22 +1,28 @@
 //! The sidecar's side of a process workload: one task that owns the link to the fencer.
 //!
 //! It passes on what handles ask for, turns the fencer's events into what is observed, replaces a fencer that was lost,
-//! and kills one that has not reported the end by deadline plus grace. It never waits for the fencer while it should
-//! listen, and it never says `Stopped` without the word of a fencer.
+//! and gives up one that shows no life or does not report the end in time: kills it, and what is left of its workload.
+//! It never waits for the fencer while it should listen, and it never says `Stopped` without the word of a fencer.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Context, Error, Grant, Observed, Settings,
+    fence::{STEADY, pause_after},
     link::Link,
+    pulse::Pulse,
+    secrets::Secrets,
     wire::{Command, Event},
 };
 use crate::{
     clock::{Clock, Moment, sleep_until},
     condition::{Condition, Raised},
-    epoch::Epoch,
 };
 
 /// The pauses between tries to start a fencer.
@@ -46,8 +52,13 @@ enum Phase {
     Idle,
     /// To run.
     Granted(Grant),
-    /// To stop; `by` is when the end must have been reported.
-    Ending { epoch: Epoch, by: Moment },
+    /// To stop. It may take until the deadline's grace, or `patience` if that is sooner, is over.
+    Ending {
+        grant: Grant,
+        patience: Moment,
+        /// Whether the fencer has said that it is at it.
+        heard: bool,
+    },
 }
 
 /// The task behind a [`super::ProcessWorkload`].
@@ -57,6 +68,7 @@ pub(super) struct Driver {
     inbox: mpsc::UnboundedReceiver<Ask>,
     observed: watch::Sender<Observed>,
     conditions: watch::Sender<Vec<Raised>>,
+    secrets: Arc<Mutex<Secrets>>,
     /// What is raised, and until when.
     raised: BTreeMap<Condition, (String, Moment)>,
     link: Option<Link>,
@@ -71,11 +83,20 @@ pub(super) struct Driver {
     /// Why the fencer could not be started, while it could not.
     trouble: Option<String>,
     lost_session: Option<i32>,
+    pulse: Pulse,
+    /// Ends when the remains of a lost fencer have been killed. Until then no other is started.
+    burial: Option<oneshot::Receiver<()>>,
+    /// How many fencers in a row were lost soon after they were ready, and when the last one was ready.
+    losses: u32,
+    ready_since: Moment,
+    /// A fencer is ready, but is not used before this moment.
+    rest_until: Option<Moment>,
 }
 
 enum Next {
     Asked(Option<Ask>),
     Heard(Result<Event, String>),
+    Buried,
     Time,
     Leave,
 }
@@ -88,13 +109,16 @@ impl Driver {
         inbox: mpsc::UnboundedReceiver<Ask>,
         observed: watch::Sender<Observed>,
         conditions: watch::Sender<Vec<Raised>>,
+        secrets: Arc<Mutex<Secrets>>,
     ) -> Driver {
+        let pulse = Pulse::new(&context.timing);
         Driver {
             settings,
             context,
             inbox,
             observed,
             conditions,
+            secrets,
             raised: BTreeMap::new(),
             link: None,
             ready: false,
@@ -106,6 +130,11 @@ impl Driver {
             spawn_pause: *RESPAWN.start(),
             trouble: None,
             lost_session: None,
+            pulse,
+            burial: None,
+            losses: 0,
+            ready_since: Moment::default(),
+            rest_until: None,
         }
     }
 
@@ -113,12 +142,16 @@ impl Driver {
     pub(super) async fn run(mut self) {
         let (clock, leave) = (self.context.clock.clone(), self.context.leave.clone());
         loop {
-            self.mind_the_clock();
+            if self.mind_the_clock() {
+                // What the fencer said lies there unread. It is read before the fencer is judged.
+                tokio::task::yield_now().await;
+            }
             let alarm = self.alarm();
             let next = tokio::select! {
                 biased;
                 () = leave.cancelled() => Next::Leave,
                 event = next_event(&mut self.link) => Next::Heard(event),
+                () = buried(&mut self.burial) => Next::Buried,
                 ask = self.inbox.recv() => Next::Asked(ask),
                 () = wait_for(&*clock, alarm) => Next::Time,
             };
@@ -127,15 +160,20 @@ impl Driver {
                 Next::Heard(Err(why)) => self.lost(why),
                 Next::Asked(Some(ask)) => self.asked(ask),
                 Next::Asked(None) | Next::Leave => break,
+                Next::Buried => self.burial = None,
                 Next::Time => {}
             }
         }
         self.leave().await;
     }
 
-    fn mind_the_clock(&mut self) {
+    /// Does what is due. Returns whether the fencer, which should be given up, has said something meanwhile.
+    fn mind_the_clock(&mut self) -> bool {
         let now = self.context.clock.now();
-        if self.link.is_none() && now >= self.spawn_at {
+        if self.rest_until.is_some_and(|until| now >= until) {
+            self.use_fencer(now);
+        }
+        if self.link.is_none() && self.burial.is_none() && now >= self.spawn_at {
             self.spawn_fencer(now);
         }
         if self.starting.as_ref().is_some_and(|(grant, _)| !self.sent(grant) && now >= grant.until)
@@ -143,34 +181,52 @@ impl Driver {
         {
             let _ = reply.send(Err(Error::Late));
         }
-        if self.overdue().is_some_and(|by| now >= by)
-            && let Some(link) = &mut self.link
-        {
-            tracing::error!("the fencer has not reported the workload's end in time: killing the fencer");
-            self.phase = Phase::Idle;
-            link.kill();
+        let silent = self.pulse.lost_at().is_some_and(|by| now >= by);
+        let mut unread = false;
+        if silent || self.overdue().is_some_and(|by| now >= by) {
+            unread = self.link.as_ref().is_some_and(Link::has_word);
+            if !unread {
+                let failed = if silent { "gave no sign of life" } else { "has not reported the end" };
+                self.lost(format!("it {failed} in time, so it was killed"));
+            }
         }
+        self.ask_for_life(now);
         let before = self.raised.len();
         self.raised.retain(|_, (_, until)| now < *until);
         if self.raised.len() != before {
             self.publish_conditions();
         }
+        unread
+    }
+
+    fn ask_for_life(&mut self, now: Moment) {
+        if let (Phase::Granted(grant) | Phase::Ending { grant, .. }, Some(link)) =
+            (self.phase, &mut self.link)
+            && self.pulse.ask(now, grant.until.since(now))
+        {
+            link.say(&Command::Ping);
+        }
     }
 
     fn alarm(&self) -> Option<Moment> {
-        let spawn = self.link.is_none().then_some(self.spawn_at);
+        let spawn = (self.link.is_none() && self.burial.is_none()).then_some(self.spawn_at);
         let start =
             self.starting.as_ref().filter(|(grant, _)| !self.sent(grant)).map(|(grant, _)| grant.until);
         let shown = self.raised.values().map(|(_, until)| *until).min();
-        [spawn, start, shown, self.overdue()].into_iter().flatten().min()
+        let (pulse, rest) = (self.pulse.wake_at(), self.rest_until);
+        [spawn, start, shown, pulse, rest, self.overdue()].into_iter().flatten().min()
     }
 
-    /// When the fencer must have reported the end.
+    /// When the fencer is given up, early enough that what it leaves is killed within the grace: half of it after the
+    /// deadline if it has not said by then that it is stopping the workload, else when it should have killed it.
     fn overdue(&self) -> Option<Moment> {
+        let grace = self.context.timing.stop_grace();
         match self.phase {
             Phase::Idle => None,
-            Phase::Granted(grant) => Some(grant.until + self.context.timing.stop_grace()),
-            Phase::Ending { by, .. } => Some(by),
+            Phase::Granted(grant) | Phase::Ending { grant, heard: false, .. } => {
+                Some(grant.until + grace / 2)
+            }
+            Phase::Ending { grant, patience, heard: true } => Some(grant.until.min(patience) + grace * 7 / 8),
         }
     }
 
@@ -194,11 +250,12 @@ impl Driver {
     fn asked_to_start(&mut self, grant: Grant, reply: Reply) {
         let answer = match self.phase {
             _ if self.context.clock.now() >= grant.until => Err(Error::Late),
+            _ if self.secrets().burned() == Some(grant.epoch) => Err(Error::Burned(grant.epoch)),
             Phase::Granted(held) if held.epoch == grant.epoch && self.starting.is_none() => {
                 self.extend(grant.until);
                 Ok(())
             }
-            Phase::Granted(Grant { epoch, .. }) | Phase::Ending { epoch, .. } => {
+            Phase::Granted(Grant { epoch, .. }) | Phase::Ending { grant: Grant { epoch, .. }, .. } => {
                 Err(Error::Fencer(format!("has not ended the workload of epoch {epoch}; stop it first")))
             }
             Phase::Idle if self.starting.is_some() => Err(Error::Fencer("is starting it already".into())),
@@ -218,19 +275,33 @@ impl Driver {
         if let (true, Phase::Idle, Some((grant, _)), Some(link)) =
             (self.ready, self.phase, &self.starting, &mut self.link)
         {
-            link.say(&Command::Start { epoch: grant.epoch, until: grant.until });
+            let Grant { epoch, until } = *grant;
+            let secret = self.secrets.lock().unwrap_or_else(PoisonError::into_inner).hand_over(epoch);
+            link.say(&Command::Start { epoch, until, secret });
+            link.say(&Command::Ping);
+            self.pulse.begin(self.context.clock.now());
             self.phase = Phase::Granted(*grant);
             // From here on it may run, whatever is or is not heard.
             self.observed.send_replace(Observed::Running { epoch: grant.epoch, pid: None });
         }
     }
 
+    fn secrets(&self) -> MutexGuard<'_, Secrets> {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn extend(&mut self, to: Moment) {
-        if let (Phase::Granted(grant), Some(link)) = (&mut self.phase, &mut self.link)
+        let now = self.context.clock.now();
+        if let (Phase::Granted(grant) | Phase::Ending { grant, .. }, Some(link)) =
+            (&mut self.phase, &mut self.link)
             && to > grant.until
+            && now < grant.until
         {
             grant.until = to;
             link.extend(grant.epoch, to);
+            if self.pulse.ask(now, to.since(now)) {
+                link.say(&Command::Ping);
+            }
         }
         if let Some((grant, _)) = &mut self.starting {
             grant.until = grant.until.max(to);
@@ -242,8 +313,8 @@ impl Driver {
         match (&mut self.link, self.phase) {
             (Some(link), Phase::Granted(grant)) => {
                 link.say(&Command::Stop);
-                let by = now.min(grant.until) + self.context.timing.stop_grace();
-                self.phase = Phase::Ending { epoch: grant.epoch, by };
+                self.phase =
+                    Phase::Ending { grant, patience: now + self.settings.stop_timeout, heard: false };
                 self.waiting_stop.push(reply);
             }
             (Some(_), Phase::Ending { .. }) => self.waiting_stop.push(reply),
@@ -263,15 +334,19 @@ impl Driver {
 
     fn hear(&mut self, event: Event) {
         tracing::debug!(%event, "fencer");
+        let now = self.context.clock.now();
+        self.pulse.heard(now);
         match event {
+            Event::Alive => {}
+            Event::Held { pid, what } => {
+                let folder = self.context.data.display();
+                tracing::warn!(%folder, pid, %what, "another process holds fencer.lock");
+            }
             Event::Ready => {
-                (self.ready, self.trouble, self.lost_session) = (true, None, None);
+                (self.trouble, self.lost_session) = (None, None);
                 self.spawn_pause = *RESPAWN.start();
-                self.stopped();
-                for reply in self.waiting_ready.drain(..) {
-                    let _ = reply.send(Ok(()));
-                }
-                self.send_start();
+                self.rest_until = Some(now + self.rest());
+                self.use_fencer(now);
             }
             Event::Running { epoch, pid } => {
                 tracing::info!(%epoch, pid, "the workload runs");
@@ -309,8 +384,9 @@ impl Driver {
                 self.observed.send_replace(Observed::Stopping { epoch });
                 if let Phase::Granted(grant) = self.phase {
                     // Its own deadline made the fencer stop: no later extension can be meant for this run.
-                    let by = grant.until + self.context.timing.stop_grace();
-                    self.phase = Phase::Ending { epoch, by };
+                    self.phase = Phase::Ending { grant, patience: grant.until, heard: true };
+                } else if let Phase::Ending { heard, .. } = &mut self.phase {
+                    *heard = true;
                 }
                 self.fail_start(|| Error::Late);
             }
@@ -328,9 +404,29 @@ impl Driver {
         }
     }
 
+    /// How long a fencer that is ready is not used, because those before it were lost one after the other. Meanwhile
+    /// this device confirms nothing and claims nothing, and another one becomes owner.
+    fn rest(&self) -> Duration {
+        if self.losses < 2 { Duration::ZERO } else { pause_after(self.losses - 1).min(*RESPAWN.end()) }
+    }
+
+    /// From here on the fencer that reported ready counts, if its rest is over.
+    fn use_fencer(&mut self, now: Moment) {
+        if self.rest_until.take_if(|until| now >= *until).is_none() {
+            return;
+        }
+        (self.ready, self.ready_since) = (true, now);
+        self.stopped();
+        for reply in self.waiting_ready.drain(..) {
+            let _ = reply.send(Ok(()));
+        }
+        self.send_start();
+    }
+
     /// Nothing runs, and that is certain.
     fn stopped(&mut self) {
         self.phase = Phase::Idle;
+        self.pulse.rest();
         self.lower(Condition::WorkloadCannotStart);
         self.lower(Condition::WorkloadCrashing);
         self.observed.send_replace(Observed::Stopped);
@@ -358,11 +454,19 @@ impl Driver {
         }
     }
 
-    /// The link broke. Whatever ran is dying; the next fencer makes sure of it.
+    /// The link broke, or the fencer is given up. Whatever ran is killed; the next fencer makes sure of it.
     fn lost(&mut self, why: String) {
         let Some(link) = self.link.take() else { return };
         self.lost_session = link.session();
-        if std::mem::take(&mut self.ready) {
+        // Before anybody can see that it is gone.
+        self.secrets().lost();
+        self.pulse.rest();
+        let rested = self.rest_until.take().is_some();
+        self.phase = Phase::Idle;
+        if std::mem::take(&mut self.ready) || rested {
+            let now = self.context.clock.now();
+            let short = rested || now.since(self.ready_since) < STEADY;
+            self.losses = if short { self.losses.saturating_add(1) } else { 1 };
             let epoch = self.observed.borrow().epoch().unwrap_or_default();
             tracing::error!("the fencer was lost ({why}); its workload dies with it");
             self.observed.send_replace(Observed::Stopping { epoch });
@@ -370,13 +474,13 @@ impl Driver {
             self.fail_start(|| Error::Fencer(format!("was lost: {why}")));
             // The first try comes at once: the remains must be ended.
             self.spawn_at = Moment::default();
+            self.burial = Some(link.bury(&self.context.tracker));
         } else {
             let trouble = self.trouble.take().unwrap_or_else(|| format!("did not get ready: {why}"));
             tracing::error!("the fencer {trouble}");
             self.in_trouble(trouble);
+            link.abandon(&self.context.tracker);
         }
-        self.phase = Phase::Idle;
-        link.abandon(&self.context.tracker);
     }
 
     fn in_trouble(&mut self, trouble: String) {
@@ -424,6 +528,14 @@ impl Driver {
 async fn next_event(link: &mut Option<Link>) -> Result<Event, String> {
     match link {
         Some(link) => link.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn buried(burial: &mut Option<oneshot::Receiver<()>>) {
+    match burial {
+        // It ends with an error, for nothing is said.
+        Some(burial) => drop(burial.await),
         None => std::future::pending().await,
     }
 }

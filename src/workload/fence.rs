@@ -1,7 +1,7 @@
 //! The rules of the fencer as a pure state machine: moments and facts in, deeds out.
 //!
 //! It promises: whatever comes in, and in whatever order, from the deadline on the workload is being stopped, from the
-//! deadline plus `kill_after` on it is being killed, and neither ever ends before nothing is left. The deadline only
+//! deadline plus `kill_after` on it is being killed (sooner, if it was told to stop and has had `stop_timeout`), and neither ever ends before nothing is left. The deadline only
 //! moves forward, and one that has passed cannot be revived. Every call first looks at the clock and only then at the
 //! message, so a late "extend" that waited in the pipe changes nothing.
 //!
@@ -13,7 +13,11 @@
 use std::time::Duration;
 
 use super::wire::{Command, Event, Text};
-use crate::{clock::Moment, epoch::Epoch};
+use crate::{
+    clock::Moment,
+    epoch::Epoch,
+    seal::{Receipt, Secret},
+};
 
 /// The first pause after the workload ended by itself; doubles each time.
 pub(super) const PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -68,6 +72,8 @@ pub(super) enum Deed {
     Kill,
     /// Tell the sidecar.
     Tell(Event),
+    /// Show the other members that the workload has stopped for good. [`Deed::Leave`] follows.
+    Attest(Receipt),
     /// End the fencer; nothing of the workload runs.
     Leave,
 }
@@ -102,7 +108,10 @@ enum State {
     /// It is being stopped for good.
     Ending {
         epoch: Epoch,
-        kill_at: Moment,
+        /// The deadline. While it is stopping as it was told to, the deadline can still move.
+        until: Moment,
+        /// It is killed then, deadline or not.
+        patience: Moment,
         killing: bool,
     },
 }
@@ -111,14 +120,18 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Fence {
     kill_after: Duration,
+    stop_timeout: Duration,
     state: State,
     sidecar_gone: bool,
+    /// What to show if the sidecar is lost in the middle of this run.
+    receipt: Option<Receipt>,
 }
 
 impl Fence {
-    /// A fence with nothing inside. `kill_after` is the time from TERM to KILL.
-    pub(super) fn new(kill_after: Duration) -> Fence {
-        Fence { kill_after, state: State::Idle, sidecar_gone: false }
+    /// A fence with nothing inside. `kill_after` is the time from the deadline to KILL, `stop_timeout` the time from
+    /// the order to stop to KILL, as far as the deadline allows it.
+    pub(super) fn new(kill_after: Duration, stop_timeout: Duration) -> Fence {
+        Fence { kill_after, stop_timeout, state: State::Idle, sidecar_gone: false, receipt: None }
     }
 
     /// Takes in one fact at the moment `now`. Call it at [`Fence::wake_at`] at the latest.
@@ -127,12 +140,19 @@ impl Fence {
         self.mind_the_clock(now, &mut deeds);
         match input {
             Input::Tick => {}
-            Input::Said(Command::Start { epoch, until }) => self.start(now, epoch, until, &mut deeds),
+            Input::Said(Command::Start { epoch, until, secret }) => {
+                self.start(now, epoch, until, secret, &mut deeds);
+            }
             Input::Said(Command::Extend { epoch, until }) => self.extend(now, epoch, until),
-            Input::Said(Command::Stop) => self.end(now, &mut deeds),
+            Input::Said(Command::Ping) => deeds.push(Deed::Tell(Event::Alive)),
+            Input::Said(Command::Stop) => self.end(now, self.stop_timeout, &mut deeds),
             Input::SidecarGone => {
+                if self.state == State::Idle {
+                    // Its end was reported already: no run was interrupted.
+                    self.receipt = None;
+                }
                 self.sidecar_gone = true;
-                self.end(now, &mut deeds);
+                self.end(now, self.kill_after, &mut deeds);
             }
             Input::Spawned { pid: new } => {
                 if let State::Alive { pid, .. } = &mut self.state {
@@ -157,6 +177,7 @@ impl Fence {
             Input::NothingLeft => self.nothing_left(now, &mut deeds),
         }
         if self.sidecar_gone && self.state == State::Idle {
+            deeds.extend(self.receipt.take().map(Deed::Attest));
             deeds.push(Deed::Leave);
         }
         deeds
@@ -168,7 +189,7 @@ impl Fence {
             State::Idle | State::Ending { killing: true, .. } => None,
             State::Alive { until, .. } | State::Clearing { until, .. } => Some(*until),
             State::Pausing { until, retry_at, .. } => Some(*until.min(retry_at)),
-            State::Ending { kill_at, .. } => Some(*kill_at),
+            State::Ending { until, patience, .. } => Some(self.kill_at(*until, *patience)),
         }
     }
 
@@ -192,7 +213,7 @@ impl Fence {
             State::Alive { until, .. } | State::Clearing { until, .. } | State::Pausing { until, .. }
                 if now >= *until =>
             {
-                self.end(now, deeds);
+                self.end(now, self.kill_after, deeds);
             }
             State::Pausing { epoch, until, failures, retry_at } if now >= *retry_at => {
                 let (epoch, until, failures) = (*epoch, *until, *failures);
@@ -200,21 +221,29 @@ impl Fence {
             }
             _ => {}
         }
-        if let State::Ending { kill_at, killing, .. } = &mut self.state
-            && now >= *kill_at
-            && !*killing
+        if let State::Ending { until, patience, killing: false, .. } = self.state
+            && now >= self.kill_at(until, patience)
+            && let State::Ending { killing, .. } = &mut self.state
         {
             *killing = true;
             deeds.push(Deed::Kill);
         }
     }
 
-    fn start(&mut self, now: Moment, epoch: Epoch, until: Moment, deeds: &mut Vec<Deed>) {
+    fn start(
+        &mut self,
+        now: Moment,
+        epoch: Epoch,
+        until: Moment,
+        secret: Option<Secret>,
+        deeds: &mut Vec<Deed>,
+    ) {
         if self.state != State::Idle || self.sidecar_gone {
             deeds.push(Deed::Tell(Event::Busy { epoch }));
         } else if now >= until {
             deeds.push(Deed::Tell(Event::Late { epoch }));
         } else {
+            self.receipt = secret.map(|secret| Receipt { epoch, secret });
             self.spawn(now, epoch, until.min(now + HORIZON), 0, deeds);
         }
     }
@@ -227,31 +256,41 @@ impl Fence {
     fn extend(&mut self, now: Moment, of: Epoch, to: Moment) {
         if let State::Alive { epoch, until, .. }
         | State::Clearing { epoch, until, .. }
-        | State::Pausing { epoch, until, .. } = &mut self.state
+        | State::Pausing { epoch, until, .. }
+        | State::Ending { epoch, until, .. } = &mut self.state
             && *epoch == of
+            && now < *until
         {
             *until = (*until).max(to.min(now + HORIZON));
         }
     }
 
-    /// Begins the end: TERM now, KILL `kill_after` later, or `kill_after` after the deadline if that has passed.
-    fn end(&mut self, now: Moment, deeds: &mut Vec<Deed>) {
-        let (epoch, until) = match &self.state {
-            State::Idle | State::Ending { .. } => return,
+    fn kill_at(&self, until: Moment, patience: Moment) -> Moment {
+        (until + self.kill_after).min(patience)
+    }
+
+    /// Begins the end: TERM now, KILL after `patience`, but no later than `kill_after` after the deadline.
+    fn end(&mut self, now: Moment, patience: Duration, deeds: &mut Vec<Deed>) {
+        let (epoch, until) = match &mut self.state {
+            State::Idle => return,
+            State::Ending { patience: held, .. } => {
+                *held = (*held).min(now + patience);
+                return;
+            }
             State::Pausing { epoch, .. } => {
                 deeds.push(Deed::Tell(Event::Stopped { epoch: *epoch, at: now }));
                 self.state = State::Idle;
                 return;
             }
-            State::Clearing { epoch, .. } => {
+            State::Clearing { epoch, until, .. } => {
                 // It is being killed already, and must go on being killed.
                 deeds.push(Deed::Tell(Event::Stopping { epoch: *epoch }));
-                self.state = State::Ending { epoch: *epoch, kill_at: now, killing: true };
+                self.state = State::Ending { epoch: *epoch, until: *until, patience: now, killing: true };
                 return;
             }
             State::Alive { epoch, until, .. } => (*epoch, *until),
         };
-        self.state = State::Ending { epoch, kill_at: now.min(until) + self.kill_after, killing: false };
+        self.state = State::Ending { epoch, until, patience: now + patience, killing: false };
         deeds.push(Deed::Term);
         deeds.push(Deed::Tell(Event::Stopping { epoch }));
     }

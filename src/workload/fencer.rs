@@ -22,8 +22,8 @@
 //!
 //! What it does not do: it cannot outrun a process that forks faster than it kills, cannot end a process that the
 //! kernel holds in an uninterruptible wait (then it gives no receipt), and does not outlive a kill of itself. In the
-//! last case the workload's main process dies with it (`fencer_exec.rs`), and the next fencer ends the rest
-//! (`orphans.rs`).
+//! last case the workload's main process dies with it (`fencer_exec.rs`), and the sidecar or the next fencer ends the
+//! rest (`orphans.rs`). A frozen one is noticed by its sidecar (`pulse.rs`), or killed by the next fencer (`holder.rs`).
 
 use std::{
     ffi::OsString,
@@ -50,14 +50,16 @@ use rustix::{
 
 use super::{
     fence::{Deed, Fence, Input},
+    holder,
     orders::Orders,
-    orphans,
+    orphans, receipt,
     sidecar::Sidecar,
     wire::{Event, Text},
 };
 use crate::{
     clock::{BootClock, Clock, Moment},
     epoch::Epoch,
+    seal::Receipt,
 };
 
 /// The environment variable that marks every process of a workload with the data folder it belongs to.
@@ -103,12 +105,13 @@ struct Fencer {
     /// Says by its end that the program runs, and by a text why it does not.
     report: Option<(UnixStream, Vec<u8>)>,
     emptying_since: Option<Moment>,
-    _lock: File,
+    attests: Option<Receipt>,
+    lock: File,
 }
 
 impl Fencer {
     /// Takes its place: session, reaper, lock, and an end to whatever an earlier life left behind.
-    fn begin(orders: Orders) -> Result<Fencer, ()> {
+    fn begin(mut orders: Orders) -> Result<Fencer, ()> {
         let mut sidecar = Sidecar::at_stdin(orders.parent).map_err(drop)?;
         let (timer, lock) = match take_place(&orders) {
             Ok(place) => place,
@@ -118,10 +121,21 @@ impl Fencer {
             }
         };
         // Nothing runs under this fencer yet, so these two waits may take as long as they need.
+        let mut evict_at = BootClock.now() + orders.outlives;
         loop {
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
-                Err(Errno::WOULDBLOCK | Errno::INTR) => sidecar.idle(LOCK_WAIT)?,
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                    let now = BootClock.now();
+                    if now >= evict_at {
+                        evict_at = now + orders.outlives;
+                        if let Some((event, killed)) = holder::evict(&lock, &orders.mark) {
+                            sidecar.tell(&event);
+                            orders.after_session = killed.or(orders.after_session);
+                        }
+                    }
+                    sidecar.idle(LOCK_WAIT)?;
+                }
                 Err(e) => {
                     let reason = Text::new(format!("cannot lock {}: {e}", orders.lock.display()));
                     sidecar.tell(&Event::Failed { reason });
@@ -135,7 +149,7 @@ impl Fencer {
             pause = (pause * 2).min(STUCK_WAIT);
         }
         sidecar.tell(&Event::Ready);
-        let fence = Fence::new(orders.kill_after);
+        let fence = Fence::new(orders.kill_after, orders.stop_timeout);
         Ok(Fencer {
             orders,
             sidecar,
@@ -144,7 +158,8 @@ impl Fencer {
             main: None,
             report: None,
             emptying_since: None,
-            _lock: lock,
+            attests: None,
+            lock,
         })
     }
 
@@ -155,23 +170,33 @@ impl Fencer {
             self.reap(&mut inputs);
             for input in inputs {
                 if self.step(input) {
-                    return ExitCode::SUCCESS;
+                    return self.leave();
                 }
             }
             for command in self.sidecar.commands() {
                 if self.step(Input::Said(command)) {
-                    return ExitCode::SUCCESS;
+                    return self.leave();
                 }
             }
             self.sidecar.flush();
             if self.sidecar.gone && self.step(Input::SidecarGone) {
-                return ExitCode::SUCCESS;
+                return self.leave();
             }
             if self.fence.killing() {
                 self.kill_children();
             }
             self.wait();
         }
+    }
+
+    /// Nothing runs any more. Lock and socket go first: who waits for them need not wait for the other members.
+    fn leave(self) -> ExitCode {
+        let Fencer { orders, sidecar, lock, attests, .. } = self;
+        drop((sidecar, lock));
+        if let Some(attests) = attests {
+            receipt::send(&attests, orders.site, &orders.members);
+        }
+        ExitCode::SUCCESS
     }
 
     /// One fact through the rules; whether the fencer has to leave. The clock is read for each.
@@ -184,6 +209,7 @@ impl Fencer {
                     Deed::Term => self.signal(Signal::TERM),
                     Deed::Kill => self.signal(Signal::KILL),
                     Deed::Tell(event) => self.sidecar.tell(&event),
+                    Deed::Attest(receipt) => self.attests = Some(receipt),
                     Deed::Leave => return true,
                 }
             }

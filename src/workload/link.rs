@@ -13,14 +13,15 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{io::Interest, net::UnixStream, process::Child};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::{io::Interest, net::UnixStream, process::Child, sync::oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Settings,
     fencer::{MARK, SELF},
     orders::Orders,
-    output,
+    orphans, output,
     process::{Context, LOCK_FILE, environment},
     wire::{Command, Event, Lines},
 };
@@ -31,6 +32,7 @@ use crate::{clock::Moment, epoch::Epoch};
 pub(super) struct Link {
     child: Child,
     pid: Option<i32>,
+    mark: String,
     socket: Option<UnixStream>,
     lines: Lines,
     unsent: Vec<u8>,
@@ -53,8 +55,12 @@ impl Link {
             // Two containers may see different folders under one path, but never share a folder's number.
             mark: format!("{:x}-{:x}", folder.dev(), folder.ino()),
             kill_after: context.timing.kill_after(),
+            stop_timeout: settings.stop_timeout,
+            outlives: context.timing.hold() + context.timing.stop_grace(),
             parent: rustix::process::getpid().as_raw_nonzero().get(),
             after_session,
+            site: context.site_digest,
+            members: context.members.clone(),
             dir: settings.working_dir.clone(),
             command: settings.command.iter().map(Into::into).collect(),
         };
@@ -86,6 +92,7 @@ impl Link {
         Ok(Link {
             pid: child.id().and_then(|id| i32::try_from(id).ok()),
             child,
+            mark: orders.mark,
             socket: Some(UnixStream::from_std(ours)?),
             lines: Lines::default(),
             unsent: Vec::new(),
@@ -156,9 +163,31 @@ impl Link {
         }
     }
 
-    /// Ends the fencer by force; its workload dies with it.
-    pub(super) fn kill(&mut self) {
+    /// Whether the fencer has said something that has not been read yet, or has ended.
+    pub(super) fn has_word(&self) -> bool {
+        let Some(socket) = &self.socket else { return false };
+        let mut look = [PollFd::new(socket, PollFlags::IN)];
+        poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|found| found > 0)
+    }
+
+    /// Ends by force what is left of a fencer that is lost, and of its workload. The answer ends when that has been
+    /// done once; the next fencer makes sure of it.
+    pub(super) fn bury(mut self, tracker: &TaskTracker) -> oneshot::Receiver<()> {
+        // The workload's main process is tied to it. A stopped process is killed as well.
         let _ = self.child.start_kill();
+        self.socket = None;
+        let (done, buried) = oneshot::channel();
+        let (mark, session) = (self.mark.clone(), self.pid);
+        // `/proc` may make a reader wait.
+        let sweep = tracker.spawn_blocking(move || orphans::kill(&mark, session));
+        tracker.spawn(async move {
+            let ended = sweep.await.unwrap_or_default();
+            tracing::info!(ended, "what a lost fencer left running was killed");
+            drop(done);
+            // Only now: until it is reaped, its process id and so its session cannot be anybody else's.
+            let _ = self.child.wait().await;
+        });
+        buried
     }
 
     /// Closes the socket, upon which the fencer stops the workload and ends.

@@ -8,6 +8,7 @@ mod driver;
 mod fence;
 mod fencer;
 mod fencer_exec;
+mod holder;
 mod internal;
 mod link;
 pub mod none;
@@ -16,6 +17,9 @@ mod orders;
 mod orphans;
 mod output;
 pub mod process;
+mod pulse;
+mod receipt;
+mod secrets;
 mod settings;
 mod sidecar;
 mod ticker;
@@ -26,14 +30,14 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use tokio::sync::watch;
 
-use crate::{clock::Moment, epoch::Epoch};
+use crate::{clock::Moment, epoch::Epoch, seal::Seal};
 
 pub use self::{
     internal::internal_command,
     none::OwnershipOnly,
     open::{Opened, open},
     process::{Context, ProcessWorkload},
-    settings::{Kind, Settings},
+    settings::{Kind, STOP_TIMEOUT, Settings},
     ticker::EVERY as TICK_EVERY,
 };
 
@@ -110,6 +114,9 @@ pub enum Error {
     /// The fencer could not be started, or is gone. The workload is dead or dying with it.
     #[error("the fencer {0}")]
     Fencer(String),
+    /// The fencer of this epoch was lost, and may have told the other members that it has ended.
+    #[error("the fencer of epoch {0} was lost, so nothing is started under it any more")]
+    Burned(Epoch),
     /// A deadline was given that has already passed.
     #[error("the lease is already over")]
     Late,
@@ -125,14 +132,16 @@ pub trait Workload: Send + Sync + 'static {
     /// stopped. A deadline more than 60 s ahead, which no lease reaches, is cut to that.
     ///
     /// # Errors
-    /// [`Error::Late`] and [`Error::Fencer`]: nothing runs, and nothing will. [`Error::CannotStart`]: nothing runs
+    /// [`Error::Late`], [`Error::Burned`] and [`Error::Fencer`]: nothing runs, and nothing will. [`Error::CannotStart`]: nothing runs
     /// yet, and it is tried again until it is stopped or its deadline passes.
     fn start(&self, grant: Grant) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Moves the deadline forward. An earlier moment than the last is ignored. Never waits.
+    /// Moves the deadline forward, of a run that was told to stop as well. An earlier moment than the last is ignored.
+    /// Never waits.
     fn extend(&self, until: Moment);
 
-    /// Stops it and waits until nothing of it runs: TERM to its whole process group, KILL when the grace is over.
+    /// Stops it and waits until nothing of it runs: TERM to its whole process group, KILL after `stop_timeout` or, if
+    /// that is sooner, when the grace after the deadline is over.
     /// Stopping what is stopped succeeds at once. Dropping the future does not undo the stop.
     ///
     /// # Errors
@@ -141,6 +150,17 @@ pub trait Workload: Send + Sync + 'static {
 
     /// What is observed, now and on every change.
     fn observe(&self) -> watch::Receiver<Observed>;
+
+    /// The seal for the next claim; the start under the epoch that it wins hands the secret behind it to the fencer.
+    /// `None` where there is no fencer that could give a receipt.
+    fn seal(&self) -> Option<Seal> {
+        None
+    }
+
+    /// The epoch under which nothing is started here any more, because its fencer was lost and may give its receipt.
+    fn burned(&self) -> Option<Epoch> {
+        None
+    }
 }
 
 /// A workload behind a pointer.

@@ -12,12 +12,20 @@ pub(super) struct Orders {
     pub(super) lock: PathBuf,
     /// The value of [`MARK`](super::fencer::MARK) for this data folder.
     pub(super) mark: String,
-    /// From TERM to KILL.
+    /// From the deadline to KILL.
     pub(super) kill_after: Duration,
+    /// From the order to stop to KILL, as far as the deadline allows it.
+    pub(super) stop_timeout: Duration,
+    /// The longest lease and its grace: for how long the workload of a frozen or dead sidecar may run at most.
+    pub(super) outlives: Duration,
     /// The sidecar's process id.
     pub(super) parent: i32,
     /// The session of a fencer that was lost, whose remains are to be ended.
     pub(super) after_session: Option<i32>,
+    /// The site's digest.
+    pub(super) site: u64,
+    /// Where the other members listen (`host:port`), for a receipt.
+    pub(super) members: Vec<String>,
     /// Where the workload runs; the sidecar's own folder if absent.
     pub(super) dir: Option<PathBuf>,
     /// The program and its arguments. Empty where nothing is ever started, only remains are ended.
@@ -32,8 +40,12 @@ impl Orders {
             self.lock.clone().into(),
             self.mark.clone().into(),
             self.kill_after.as_nanos().to_string().into(),
+            self.stop_timeout.as_nanos().to_string().into(),
+            self.outlives.as_nanos().to_string().into(),
             self.parent.to_string().into(),
             self.after_session.unwrap_or(0).to_string().into(),
+            self.site.to_string().into(),
+            self.members.join(" ").into(),
             self.dir.clone().unwrap_or_default().into(),
         ];
         args.extend(self.command.iter().cloned());
@@ -49,8 +61,12 @@ impl Orders {
             lock: args.next()?.into(),
             mark: args.next()?.into_string().ok()?,
             kill_after: Duration::from_nanos(number(args.next())?),
+            stop_timeout: Duration::from_nanos(number(args.next())?),
+            outlives: Duration::from_nanos(number(args.next())?),
             parent: number(args.next())?,
             after_session: Some(number(args.next())?).filter(|sid| *sid > 0),
+            site: number(args.next())?,
+            members: args.next()?.to_str()?.split_ascii_whitespace().map(Into::into).collect(),
             dir: Some(PathBuf::from(args.next()?)).filter(|dir| !dir.as_os_str().is_empty()),
             command: args.collect(),
         })
@@ -68,13 +84,17 @@ mod tests {
                 lock: "/data/fencer.lock".into(),
                 mark: "0123".into(),
                 kill_after: Duration::from_millis(150),
+                stop_timeout: Duration::from_secs(10),
+                outlives: Duration::from_millis(320),
                 parent: 7,
                 after_session,
+                site: u64::MAX,
+                members: vec!["10.0.0.2:7600".into(), "[fe80::1]:7600".into()],
                 dir,
                 command: vec!["app".into(), "--flag".into(), "".into()],
             };
             assert_eq!(Orders::from_args(orders.to_args().into_iter().skip(1)), Some(orders));
         }
-        assert_eq!(Orders::from_args(["a", "b", "1", "2", "0"].map(OsString::from).into_iter()), None);
+        assert_eq!(Orders::from_args(["a", "b", "1", "1", "2", "0"].map(OsString::from).into_iter()), None);
     }
 }

@@ -3,7 +3,8 @@
 //! Rule that safety rests on: **a sidecar first makes sure that nothing of an earlier life runs, and only then claims
 //! anew.** A stop receipt of an earlier life is sound only because of this. The fencer that lives sees to its own
 //! workload when its sidecar dies; a fencer that was killed takes the workload's main process with it, and what that
-//! process had forked is found here, by a mark in its environment or by the dead fencer's session, and killed.
+//! process had forked is found here, by a mark in its environment or by the dead fencer's session, and killed: by its
+//! sidecar at once, and again by the next fencer before it is ready.
 //!
 //! A process is held by a pidfd *before* it is examined, so a reused process id is never signalled. Not found: a
 //! forked process that left the session *and* wiped its environment *and* whose fencer was killed at the same time;

@@ -9,13 +9,18 @@
 //! shown, and nothing starts. A restarted sidecar must await [`ProcessWorkload::ensure_none_running`] before it takes
 //! part in anything that could make it owner; the stop receipts of its earlier life are sound only because of that.
 //!
-//! If the fencer is lost, the workload's main process dies with it; the next fencer ends the rest, and only its
-//! readiness makes `Stopped` true again. As a second line, a fencer that has not reported the end by deadline plus
-//! grace is killed from here.
+//! If the fencer is lost, the workload's main process dies with it, the sidecar kills the rest at once, and the next
+//! fencer makes sure of it; only its readiness makes `Stopped` true again. A fencer that gives no sign of life
+//! (`pulse.rs`), or has not reported the end early enough before deadline plus grace, is lost as well.
 //!
 //! Deliberately not here: the deadline and the restarts (`fence.rs`). A sidecar that hangs must not matter to them.
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -23,12 +28,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     BoxFuture, Error, Grant, Observed, Settings, Workload,
     driver::{Ask, Driver},
+    secrets::Secrets,
 };
 use crate::{
     clock::{Clock, Moment, sleep_until},
     condition::Raised,
     epoch::Epoch,
     id::{DeviceId, SiteId},
+    seal::Seal,
     timing::Timing,
 };
 
@@ -45,6 +52,10 @@ pub struct Context {
     pub device: DeviceId,
     /// This site; the workload sees it as `QUORATE_SITE`.
     pub site: SiteId,
+    /// The digest of the site, which a receipt names.
+    pub site_digest: u64,
+    /// Where the other members listen (`host:port`): the fencer tells them if it loses this sidecar.
+    pub members: Vec<String>,
     /// The control socket; the workload sees it as `QUORATE_CONTROL_SOCKET`.
     pub control_socket: Option<PathBuf>,
     /// Where the grace comes from.
@@ -63,6 +74,7 @@ pub struct ProcessWorkload {
     asks: mpsc::UnboundedSender<Ask>,
     observed: watch::Receiver<Observed>,
     conditions: watch::Receiver<Vec<Raised>>,
+    secrets: Arc<Mutex<Secrets>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -74,13 +86,15 @@ impl ProcessWorkload {
         // Until the first fencer is ready nobody knows what an earlier life left running.
         let observed = watch::Sender::new(Observed::Stopping { epoch: Epoch::ZERO });
         let conditions = watch::Sender::new(Vec::new());
+        let secrets = Arc::<Mutex<Secrets>>::default();
         let workload = ProcessWorkload {
             asks,
+            secrets: secrets.clone(),
             observed: observed.subscribe(),
             conditions: conditions.subscribe(),
             clock: context.clock.clone(),
         };
-        let driver = Driver::new(settings.clone(), context.clone(), inbox, observed, conditions);
+        let driver = Driver::new(settings.clone(), context.clone(), inbox, observed, conditions, secrets);
         context.tracker.spawn(driver.run());
         workload
     }
@@ -147,6 +161,14 @@ impl Workload for ProcessWorkload {
 
     fn observe(&self) -> watch::Receiver<Observed> {
         self.observed.clone()
+    }
+
+    fn seal(&self) -> Option<Seal> {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner).seal()
+    }
+
+    fn burned(&self) -> Option<Epoch> {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner).burned()
     }
 }
 

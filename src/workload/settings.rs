@@ -9,6 +9,10 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::timing::Fault;
 
+/// How long a planned stop may wait for a workload.
+pub const STOP_TIMEOUT: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(60);
+
 /// What kind of thing the workload is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Kind {
@@ -34,9 +38,13 @@ pub struct Settings {
     /// belong to Quorate.
     pub env: BTreeMap<String, String>,
     /// From the end of the lease to the workload's certain death: TERM at once, KILL after three quarters of it.
-    /// `"20ms"` to `"60s"`; the same on all devices of a site. Default `"200ms"`.
+    /// `"10ms"` to `"60s"`; the same on all devices of a site. Default `"80ms"`.
     #[serde(deserialize_with = "duration")]
     pub stop_grace: Duration,
+    /// How long a planned stop (handover, SIGTERM) waits for the workload before KILL, while the lease is renewed.
+    /// `"10ms"` to `"60s"`; each device may have its own. Default `"10s"`.
+    #[serde(deserialize_with = "duration")]
+    pub stop_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -46,7 +54,8 @@ impl Default for Settings {
             command: Vec::new(),
             working_dir: None,
             env: BTreeMap::new(),
-            stop_grace: Duration::from_millis(200),
+            stop_grace: crate::timing::Settings::default().stop_grace,
+            stop_timeout: Duration::from_secs(10),
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use crate::{clock::Moment, epoch::Epoch};
+use crate::{clock::Moment, epoch::Epoch, seal::Secret};
 
 /// The longest line in bytes, without its end.
 pub(super) const LINE_MAX: usize = 1024;
@@ -54,6 +54,8 @@ pub(super) enum Command {
         epoch: Epoch,
         /// The deadline.
         until: Moment,
+        /// What to show to the other members if the sidecar is lost while it runs. Absent: nothing.
+        secret: Option<Secret>,
     },
     /// The deadline of this epoch is at least this moment now.
     Extend {
@@ -64,11 +66,22 @@ pub(super) enum Command {
     },
     /// Stop the workload now.
     Stop,
+    /// Give a sign of life.
+    Ping,
 }
 
 /// From the fencer to the sidecar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
+    /// The answer to [`Command::Ping`].
+    Alive,
+    /// Somebody else has held the lock of the data folder for longer than a fencer of an earlier life should.
+    Held {
+        /// Their process id.
+        pid: u32,
+        /// Who that is, and what was done about it.
+        what: Text,
+    },
     /// The fencer holds the lock of the data folder, and nothing of any earlier workload runs.
     Ready,
     /// The workload's program runs.
@@ -139,9 +152,13 @@ pub(super) enum Error {
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Command::Start { epoch, until } => write!(f, "START {epoch} {}", until.as_nanos()),
+            Command::Start { epoch, until, secret: None } => write!(f, "START {epoch} {}", until.as_nanos()),
+            Command::Start { epoch, until, secret: Some(secret) } => {
+                write!(f, "START {epoch} {} {}", until.as_nanos(), secret.to_hex())
+            }
             Command::Extend { epoch, until } => write!(f, "EXTEND {epoch} {}", until.as_nanos()),
             Command::Stop => f.write_str("STOP"),
+            Command::Ping => f.write_str("PING"),
         }
     }
 }
@@ -149,6 +166,8 @@ impl fmt::Display for Command {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Event::Alive => f.write_str("ALIVE"),
+            Event::Held { pid, what } => write!(f, "HELD {pid} {what}"),
             Event::Ready => f.write_str("READY"),
             Event::Running { epoch, pid } => write!(f, "RUNNING {epoch} {pid}"),
             Event::Exited { epoch, failures, how } => write!(f, "EXITED {epoch} {failures} {how}"),
@@ -190,6 +209,14 @@ impl<'a> Words<'a> {
         self.number().map(Moment::from_nanos)
     }
 
+    /// The last word, if there is one more.
+    fn secret(&mut self) -> Option<Option<Secret>> {
+        match self.0.take() {
+            Some(word) => Secret::parse(word).map(Some),
+            None => Some(None),
+        }
+    }
+
     fn text(&mut self) -> Option<Text> {
         self.0.take().map(Text::new)
     }
@@ -210,9 +237,10 @@ impl Command {
 
     fn words(w: &mut Words<'_>) -> Option<Command> {
         let command = match w.word()? {
-            "START" => Command::Start { epoch: w.epoch()?, until: w.moment()? },
+            "START" => Command::Start { epoch: w.epoch()?, until: w.moment()?, secret: w.secret()? },
             "EXTEND" => Command::Extend { epoch: w.epoch()?, until: w.moment()? },
             "STOP" => Command::Stop,
+            "PING" => Command::Ping,
             _ => return None,
         };
         w.end().map(|()| command)
@@ -230,6 +258,8 @@ impl Event {
 
     fn words(w: &mut Words<'_>) -> Option<Event> {
         let event = match w.word()? {
+            "ALIVE" => Event::Alive,
+            "HELD" => Event::Held { pid: w.number()?, what: w.text()? },
             "READY" => Event::Ready,
             "RUNNING" => Event::Running { epoch: w.epoch()?, pid: w.number()? },
             "EXITED" => Event::Exited { epoch: w.epoch()?, failures: w.number()?, how: w.text()? },

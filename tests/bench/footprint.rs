@@ -5,7 +5,7 @@
 //! beginning. Resident memory counts pages shared between the processes of this machine in full, as they would be on a
 //! device of their own; PSS shares them out. Each sidecar and fencer is shown apart.
 //!
-//! `QUORATE_BENCH_IDLE_S` (default 60), `QUORATE_BENCH_PROGRAM`. Ends with 1 if anything was written while idle.
+//! `QUORATE_BENCH_IDLE_S` (default 60), `QUORATE_BENCH_TIMING` (a preset), `QUORATE_BENCH_PROGRAM`. Ends with 1 if anything was written while idle.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
 #![expect(clippy::disallowed_methods, reason = "real processes, set up by the environment")]
 
@@ -15,7 +15,12 @@ mod rivals;
 mod site;
 
 use std::{
-    collections::BTreeMap, fs, os::unix::fs::MetadataExt as _, path::Path, process::ExitCode, time::Duration,
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    process::{Command, ExitCode},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -92,7 +97,9 @@ async fn measure() -> Result<bool> {
         Ok(text) => text.parse().with_context(|| format!("QUORATE_BENCH_IDLE_S={text:?} is not a number"))?,
         Err(_) => 60,
     };
-    let site = Site::start(&["sleep", "1000000"])?;
+    let timings = site::timings()?;
+    let timing = *timings.first().context("one timing")?;
+    let site = Site::start(&["sleep", "1000000"], timing)?;
     let (owner, _) = site.settled().await?;
     // Whatever a first start still has to do is done by then.
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -114,15 +121,15 @@ async fn measure() -> Result<bool> {
         site.devices.iter().for_each(|d| list(&d.home, &mut all));
         all
     };
-    let (before, files_before) = (sample()?, files());
+    let (before, files_before, wire_before) = (sample()?, files(), wire(&site));
     eprintln!("idle for {idle} s");
     tokio::time::sleep(Duration::from_secs(idle)).await;
-    let (after, files_after) = (sample()?, files());
+    let (after, files_after, wire_after) = (sample()?, files(), wire(&site));
     let (still_owner, _) = site.settled().await?;
 
     let seconds = idle.max(1) as f64;
     let mib = |kib: u64| kib as f64 / 1024.0;
-    println!("Idle for {idle} s: three sidecars on loopback, default settings, no hub");
+    println!("Idle for {idle} s: three sidecars on loopback, timing {}, no hub", timing.name());
     println!("{}", site.program.display());
     println!(
         "\n  {:<18} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>10} {:>14}",
@@ -140,6 +147,17 @@ async fn measure() -> Result<bool> {
             (after.wakeups.saturating_sub(before.wakeups)) as f64 / seconds,
             (after.written - before.written) * 3600 / idle.max(1),
         );
+    }
+    println!("\non the wire, both directions, with 52 bytes of TCP and IP headers a segment:");
+    let mut pairs: BTreeMap<(usize, usize), u64> = BTreeMap::new();
+    for (connection, bytes) in &wire_after {
+        let before = wire_before.get(connection).copied().unwrap_or_default();
+        *pairs.entry(connection.0).or_default() += bytes.saturating_sub(before);
+    }
+    for ((one, other), bytes) in pairs {
+        let role = |n| if n == owner { "owner" } else { "standby" };
+        let rate = bytes as f64 / seconds;
+        println!("  {} and {} ({} and {}): {rate:.0} B/s", one + 1, other + 1, role(one), role(other));
     }
     let written: u64 = before.iter().zip(&after).map(|(b, a)| a.written - b.written).sum();
     let changed: Vec<_> =
@@ -170,6 +188,38 @@ async fn measure() -> Result<bool> {
 
     print!("\n{}", rivals::table(&["RSS / PSS MiB", "CPU owner / standby"]));
     Ok(written == 0 && changed.is_empty())
+}
+
+/// A pair of members, and the caller's end of a connection between them.
+type Connection = ((usize, usize), String);
+
+/// The bytes that were exchanged on each open connection, as the kernel counts them (ss(8)). What was exchanged on one
+/// that has been closed meanwhile is not seen.
+fn wire(site: &Site) -> BTreeMap<Connection, u64> {
+    let mut connections = BTreeMap::new();
+    let sidecars: Vec<u32> =
+        (0..site.devices.len()).filter_map(|n| site.processes(n).first().copied()).collect();
+    for (to, device) in site.devices.iter().enumerate() {
+        // The caller's end only, or each would count twice.
+        let filter = format!("( dport = :{} )", device.peer);
+        let Ok(said) = Command::new("ss").args(["-tinpHO", "state", "established", &filter]).output() else {
+            return connections;
+        };
+        for line in String::from_utf8_lossy(&said.stdout).lines() {
+            let Some(from) = sidecars.iter().position(|pid| line.contains(&format!("pid={pid},"))) else {
+                continue;
+            };
+            let number = |name: &str| -> u64 {
+                let value = line.split_ascii_whitespace().find_map(|word| word.strip_prefix(name));
+                value.and_then(|v| v.parse().ok()).unwrap_or_default()
+            };
+            let segments = number("segs_out:") + number("segs_in:");
+            let bytes = number("bytes_sent:") + number("bytes_received:") + 52 * segments;
+            let end = line.split_ascii_whitespace().nth(2).unwrap_or_default();
+            connections.insert(((from.min(to), from.max(to)), end.to_owned()), bytes);
+        }
+    }
+    connections
 }
 
 fn size(program: &Path) {

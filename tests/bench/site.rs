@@ -1,4 +1,4 @@
-//! A site of three real sidecars on loopback, with default settings and without a hub, for the benchmarks.
+//! A site of three real sidecars on loopback, with a timing preset and without a hub, for the benchmarks.
 //!
 //! Every child dies with the benchmark, however it ends. What is asked of the sidecars goes over their public faces.
 //! The sidecars keep their stores in a temporary folder, so on whatever disk that is.
@@ -15,6 +15,7 @@ use quorate::{
     clock::{BootClock, Clock},
     control::proto::{GetStatusRequest, control_client::ControlClient},
     status::report::Report,
+    timing::Preset,
 };
 use rustix::process::Signal;
 
@@ -31,8 +32,8 @@ pub(super) struct Device {
     pub(super) id: String,
     pub(super) home: PathBuf,
     pub(super) control: String,
-    peer: u16,
-    http: u16,
+    pub(super) peer: u16,
+    pub(super) http: u16,
     child: Option<Child>,
 }
 
@@ -48,9 +49,20 @@ pub(super) fn program() -> PathBuf {
         .map_or_else(|| env!("CARGO_BIN_EXE_quorate").into(), PathBuf::from)
 }
 
+/// The timing presets to measure: `QUORATE_BENCH_TIMING` names one, or says `all`. Without it: the default.
+pub(super) fn timings() -> Result<Vec<Preset>> {
+    match std::env::var("QUORATE_BENCH_TIMING").as_deref() {
+        Err(_) => Ok(vec![Preset::Default]),
+        Ok("all") => Ok(Preset::ALL.to_vec()),
+        Ok(name) => Preset::named(name)
+            .map(|preset| vec![preset])
+            .with_context(|| format!("QUORATE_BENCH_TIMING={name:?}: write default, fast, fastest or all")),
+    }
+}
+
 impl Site {
     /// Starts all sidecars of a new site. `command` is the workload; it runs in the device's own folder.
-    pub(super) fn start(command: &[&str]) -> Result<Site> {
+    pub(super) fn start(command: &[&str], timing: Preset) -> Result<Site> {
         let folder = tempfile::Builder::new().prefix("quorate-bench-").tempdir()?;
         let mut ports = free_ports(DEVICES * 3)?.into_iter();
         let mut next = || ports.next().unwrap_or(0);
@@ -65,8 +77,9 @@ impl Site {
         });
         let command: Vec<String> = command.iter().map(|word| toml_text(Path::new(word))).collect();
         let text = format!(
-            "[site]\nid = \"bench\"\nmembers = [\n{members}]\n\n\
+            "[site]\nid = \"bench\"\ntiming = \"{}\"\nmembers = [\n{members}]\n\n\
              [workload]\nkind = \"process\"\ncommand = [{}]\n",
+            timing.name(),
             command.join(", "),
         );
         fs::write(site.config(), text)?;

@@ -1,12 +1,13 @@
 //! How long nobody works: `cargo bench --bench takeover [-- FAULT ...]`.
 //!
-//! Three real sidecars on loopback with default settings, a fencer and a ticking workload on the owner, no hub. One
+//! Three real sidecars on loopback with a timing preset, a fencer and a ticking workload on the owner, no hub. One
 //! site serves all trials; before each it is at rest, and then waits a random moment, so that faults fall anywhere
 //! between two renewals. The kinds of fault take turns, so that a noisy minute of the machine hits all alike. All
 //! times come from the workload's own tick records on the boot clock, never from what the sidecars believe. Devices
 //! are processes of one machine: the network costs next to nothing here.
 //!
-//! `QUORATE_BENCH_TRIALS` (default 30) per fault, `QUORATE_BENCH_SEED`, `QUORATE_BENCH_PROGRAM`. Ends with 1 if two
+//! `QUORATE_BENCH_TIMING` (`default`, `fast`, `fastest` or `all`), `QUORATE_BENCH_TRIALS` (default 30) per fault,
+//! `QUORATE_BENCH_SEED`, `QUORATE_BENCH_PROGRAM`. Ends with 1 if two
 //! workloads ever overlapped.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
 #![expect(clippy::disallowed_methods, reason = "real processes, set up by the environment")]
@@ -24,6 +25,7 @@ use quorate::{
     clock::{BootClock, Clock, Moment},
     control::proto::{TransferRequest, control_client::ControlClient},
     dice::Dice,
+    timing::Preset,
     workload::ticks,
 };
 use rustix::process::Signal;
@@ -39,9 +41,11 @@ enum Fault {
     DeviceSilent,
     SidecarKilled,
     Handover,
+    ColdStart,
 }
 
-const FAULTS: [Fault; 4] = [Fault::DeviceKilled, Fault::DeviceSilent, Fault::SidecarKilled, Fault::Handover];
+const FAULTS: [Fault; 5] =
+    [Fault::DeviceKilled, Fault::DeviceSilent, Fault::SidecarKilled, Fault::Handover, Fault::ColdStart];
 
 impl Fault {
     fn name(self) -> &'static str {
@@ -50,6 +54,7 @@ impl Fault {
             Fault::DeviceSilent => "device-silent",
             Fault::SidecarKilled => "sidecar-killed",
             Fault::Handover => "handover",
+            Fault::ColdStart => "cold-start",
         }
     }
 
@@ -61,6 +66,7 @@ impl Fault {
             }
             Fault::SidecarKilled => "owner's sidecar killed; its fencer stops the workload",
             Fault::Handover => "planned handover: gRPC Transfer to a named standby",
+            Fault::ColdStart => "cold start: three new devices switched on at once",
         }
     }
 }
@@ -89,7 +95,14 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(measure(&faults)));
+        .and_then(|runtime| {
+            let mut clean = true;
+            for timing in site::timings()? {
+                clean &= runtime.block_on(measure(&faults, timing))?;
+            }
+            print!("\n{}", rivals::table(&["kill p50 / max", "stop p50", "overlap"]));
+            Ok(clean)
+        });
     match measured {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -107,11 +120,12 @@ fn number(name: &str, default: u64) -> Result<u64> {
     }
 }
 
-async fn measure(faults: &[Fault]) -> Result<bool> {
+async fn measure(faults: &[Fault], timing: Preset) -> Result<bool> {
     let trials = number("QUORATE_BENCH_TRIALS", 30)?;
     let mut dice = Dice::new(number("QUORATE_BENCH_SEED", 1)?);
     let program = site::program().display().to_string();
-    let mut site = Site::start(&[&program, "tick-workload", "--file", "ticks"])?;
+    let command = [&*program, "tick-workload", "--file", "ticks"];
+    let mut site = Site::start(&command, timing)?;
     let mut tape = Tape::new(site.devices.iter().map(|d| d.home.join("ticks")));
     site.settled().await?;
     let (begun, pressure, mut told) = (BootClock.now(), cpu_pressure(), BootClock.now());
@@ -119,9 +133,11 @@ async fn measure(faults: &[Fault]) -> Result<bool> {
     let mut gaps: Vec<(Fault, Vec<Gap>)> = faults.iter().map(|f| (*f, Vec::new())).collect();
     for n in 1..=trials {
         for (fault, gaps) in &mut gaps {
-            let gap = trial(&mut site, &mut tape, *fault, &mut dice)
-                .await
-                .with_context(|| format!("trial {n}, {}\n{}", fault.name(), site.last_words()))?;
+            let gap = match fault {
+                Fault::ColdStart => cold_start(&command, timing).await,
+                _ => trial(&mut site, &mut tape, *fault, &mut dice).await,
+            };
+            let gap = gap.with_context(|| format!("trial {n}, {}\n{}", fault.name(), site.last_words()))?;
             if gap.from_last_tick > SLOW {
                 let words = site.last_words();
                 eprintln!("trial {n}, {} took {}\n{words}", fault.name(), show(gap.from_last_tick));
@@ -136,18 +152,22 @@ async fn measure(faults: &[Fault]) -> Result<bool> {
     tape.wind()?;
     let took = BootClock.now().since(begun);
     println!(
-        "Without a workload: three sidecars on loopback, default settings, a workload that ticks every 5 ms"
+        "\nWithout a workload: three sidecars on loopback, timing {}, a workload that ticks every 5 ms",
+        timing.name(),
     );
     println!("{program}");
     for (fault, gaps) in &gaps {
         println!("\n{} ({})", fault.text(), fault.name());
         println!("  {:<34} {:>5} {:>9} {:>9} {:>9} {:>9}", "", "n", "p50", "p90", "p99", "max");
-        row("from its last tick to the next", gaps.iter().map(|g| g.from_last_tick).collect());
+        if *fault != Fault::ColdStart {
+            row("from its last tick to the next", gaps.iter().map(|g| g.from_last_tick).collect());
+        }
         row("from the fault to the next tick", gaps.iter().map(|g| g.from_fault).collect());
     }
     let runs: Vec<_> = tape.runs().cloned().collect();
     let overlaps = ticks::overlaps(&runs);
-    let planned = gaps.iter().map(|(_, gaps)| gaps.len()).sum::<usize>() + 1;
+    let planned =
+        gaps.iter().filter(|(f, _)| *f != Fault::ColdStart).map(|(_, gaps)| gaps.len()).sum::<usize>() + 1;
     println!("\noverlaps of two workloads: {} (in {} runs)", overlaps.len(), runs.len());
     for o in &overlaps {
         println!("  {:?} beside {:?} for {}", o.earlier, o.later, show(o.length));
@@ -162,8 +182,24 @@ async fn measure(faults: &[Fault]) -> Result<bool> {
         ),
         took.as_secs(),
     );
-    print!("\n{}", rivals::table(&["kill p50 / max", "stop p50", "overlap"]));
     Ok(overlaps.is_empty())
+}
+
+/// Three devices that never ran, from the start of the first sidecar to the first tick.
+async fn cold_start(command: &[&str], timing: Preset) -> Result<Gap> {
+    let begun = BootClock.now();
+    let site = Site::start(command, timing)?;
+    let mut tape = Tape::new(site.devices.iter().map(|d| d.home.join("ticks")));
+    loop {
+        tape.wind()?;
+        if let Some(first) = tape.runs().map(|r| r.first).min() {
+            return Ok(Gap { from_fault: first.since(begun), from_last_tick: Duration::ZERO });
+        }
+        if BootClock.now().since(begun) > PATIENCE {
+            bail!("nobody owns\n{}", site.last_words());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 async fn trial(site: &mut Site, tape: &mut Tape, fault: Fault, dice: &mut Dice) -> Result<Gap> {
@@ -184,11 +220,12 @@ async fn trial(site: &mut Site, tape: &mut Tape, fault: Fault, dice: &mut Dice) 
             let step = 1 + usize::from(dice.throw().is_multiple_of(2));
             transfer(site, owner, (owner + step) % DEVICES).await?;
         }
+        Fault::ColdStart => bail!("a site that runs cannot be started"),
     }
     let (first, last) = next_run(tape, epoch).await?;
     match fault {
         Fault::DeviceSilent => site.kill(owner, &victims),
-        Fault::DeviceKilled | Fault::SidecarKilled | Fault::Handover => {}
+        Fault::DeviceKilled | Fault::SidecarKilled | Fault::Handover | Fault::ColdStart => {}
     }
     if fault != Fault::Handover {
         site.start_device(owner)?;

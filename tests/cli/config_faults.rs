@@ -148,9 +148,19 @@ fn who_belongs_here() {
 
 #[test]
 fn durations_that_do_not_fit() {
-    with("timing_ranges", "[site.timing]\nhold = \"61s\"\ndrift_ppm = 7\n[workload]\nstop_grace = \"1ms\"\n");
+    with(
+        "timing_ranges",
+        "[site.timing]\nhold = \"61s\"\ndrift_ppm = 7\n[workload]\nstop_grace = \"1ms\"\nstop_timeout = \"61s\"\n",
+    );
     with("timing_heartbeat", "[site.timing]\nhold = \"200ms\"\nheartbeat = \"100ms\"\n");
-    with("timing_refusal", "[site.timing]\nrefusal = \"600ms\"\n");
+    with("timing_refusal", "[site.timing]\nrefusal = \"300ms\"\n");
+    with("timing_preset", "[site.timing]\npreset = \"quick\"\nhold = \"1ms\"\n");
+    with("timing_no_section", "[workload]\nstop_grace = \"1ms\"\n");
+    let text = SITE.replace("id = \"plant-7\"", "id = \"plant-7\"\ntiming = \"fats\"");
+    case("timing_word", &text, &[ME]);
+    let text = SITE.replace("id = \"plant-7\"", "id = \"plant-7\"\ntiming = \"fast\"");
+    case("timing_word_and_variable", &text, &[ME, ("QUORATE_SITE__TIMING__HOLD", "60ms")]);
+    case("timing_refusal_allows_no_hold", SITE, &[ME, ("QUORATE_SITE__TIMING__REFUSAL", "90ms")]);
     with(
         "timing_types",
         "[site.timing]\nhold = 400\nheartbeat = \"100\"\ndrift_ppm = \"x\"\nrefusal = true\n",

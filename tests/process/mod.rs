@@ -1,12 +1,21 @@
 //! Real processes: real binaries, signals and the boot clock. What counts is what the workload itself recorded.
 
 mod demo;
+mod disk;
 mod fencer;
 mod folders;
+mod last_line;
 mod lifecycle;
 mod listeners;
 mod mirror;
+mod receipt;
 mod site;
 mod stage;
 mod strangers;
 mod workload;
+
+/// Says that a part of a test needs something that this machine lacks.
+#[expect(clippy::print_stderr, reason = "the only place where a test can say so")]
+fn not_tested(why: &str) {
+    eprintln!("not tested: {why}");
+}

@@ -16,6 +16,7 @@ use std::{
 use quorate::{
     clock::{BootClock, Clock, Moment},
     epoch::Epoch,
+    seal::Seal,
     timing::{self, Timing},
     workload::{Context, Grant, Kind, Observed, ProcessWorkload, Settings, Workload, ticks::Tick},
 };
@@ -24,6 +25,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Long enough that a busy machine does not eat the quarter that the kernel has after KILL.
 pub(super) const GRACE: Duration = Duration::from_millis(1600);
+/// What receipts name as their site.
+pub(super) const SITE_DIGEST: u64 = 1;
 /// Where waiting for something that must happen is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often `/proc` and the tick file are looked at: neither can be awaited.
@@ -33,6 +36,8 @@ pub(super) struct Stage {
     folder: PathBuf,
     _owned: Option<tempfile::TempDir>,
     flags: Vec<String>,
+    /// Whom the fencer of this device's sidecars shall tell of a stop.
+    pub(super) members: Vec<String>,
     pub(super) tracker: TaskTracker,
     pub(super) leave: CancellationToken,
 }
@@ -80,6 +85,7 @@ impl Stage {
             folder: folder.to_owned(),
             _owned: None,
             flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
+            members: Vec::new(),
             tracker: TaskTracker::new(),
             leave: CancellationToken::new(),
         }
@@ -97,12 +103,21 @@ impl Stage {
         self.folder.join("untils")
     }
 
+    fn sealed(&self) -> PathBuf {
+        self.folder.join("seal")
+    }
+
+    /// The seal of the stand-in's only claim.
+    pub(super) fn seal(&self) -> Seal {
+        Seal::parse(&std::fs::read_to_string(self.sealed()).expect("noted")).expect("a seal")
+    }
+
     pub(super) fn settings(&self) -> Settings {
         let mut command: Vec<String> =
             vec![env!("CARGO_BIN_EXE_quorate").into(), "tick-workload".into(), "--file".into()];
         command.push(self.file().to_str().expect("a plain path").into());
         command.extend(self.flags.iter().cloned());
-        Settings { kind: Kind::Process, command, ..Settings::default() }
+        Settings { kind: Kind::Process, command, stop_timeout: GRACE * 3 / 4, ..Settings::default() }
     }
 
     pub(super) fn context(&self) -> Context {
@@ -112,6 +127,8 @@ impl Stage {
             data: self.folder.clone(),
             device: "edge-1".parse().expect("a name"),
             site: "plant-7".parse().expect("a name"),
+            site_digest: SITE_DIGEST,
+            members: self.members.clone(),
             control_socket: Some("/run/quorate/control.sock".into()),
             timing: Timing::new(&timing).expect("consistent"),
             clock: Arc::new(BootClock),
@@ -185,6 +202,7 @@ impl Stage {
             .args(["--exact", "process::stage::stand_in_sidecar", "--ignored", "--nocapture"])
             .env("STAGE_FOLDER", &self.folder)
             .env("STAGE_FLAGS", self.flags.join(" "))
+            .env("STAGE_MEMBERS", self.members.join(" "))
             .env("STAGE_HOLD_MS", hold.as_millis().to_string())
             .env("QUORATE_HUB__CONNECTION_STRING", "a secret of the sidecar")
             .stdout(Stdio::null())
@@ -206,8 +224,12 @@ impl Stage {
             .args([
                 "by-hand",
                 &(GRACE * 3 / 4).as_nanos().to_string(),
+                &GRACE.as_nanos().to_string(),
+                &GRACE.as_nanos().to_string(),
                 &std::process::id().to_string(),
                 "0",
+                "1",
+                "",
                 "",
             ])
             .args(self.settings().command)
@@ -285,7 +307,8 @@ async fn stand_in_sidecar() {
     // Run by hand with all other ignored tests, it has nothing to do.
     let Some(folder) = text("STAGE_FOLDER") else { return };
     let flags = text("STAGE_FLAGS").expect("set");
-    let stage = Stage::at(Path::new(&folder), &flags.split_whitespace().collect::<Vec<_>>());
+    let mut stage = Stage::at(Path::new(&folder), &flags.split_whitespace().collect::<Vec<_>>());
+    stage.members = text("STAGE_MEMBERS").expect("set").split_whitespace().map(Into::into).collect();
     let hold = Duration::from_millis(text("STAGE_HOLD_MS").and_then(|ms| ms.parse().ok()).expect("set"));
     let mut untils = std::fs::File::options().append(true).create(true).open(stage.untils()).expect("opens");
     let mut promise = || {
@@ -295,6 +318,7 @@ async fn stand_in_sidecar() {
     };
     let workload = stage.workload();
     workload.ensure_none_running(now() + PATIENCE).await.expect("a fencer");
+    std::fs::write(stage.sealed(), workload.seal().expect("random").to_hex()).expect("writes");
     workload.start(grant(7, promise())).await.expect("starts");
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -37,7 +37,11 @@ fn a_sidecar_with_another_idea_of_the_site_is_refused_and_named_on_both_sides() 
     for (n, (text, word)) in [
         (other_site, "it belongs to site \"plant-8\", this is site plant-7"),
         (other_list, "edge-3 was given another member list or other timing"),
-        (other_timing, "edge-3 was given another member list or other timing"),
+        (
+            other_timing,
+            "edge-3 was given other timing: heartbeat is 80ms there and 150ms here, hold is 1600ms there and 1500ms \
+             here, refusal is 2425ms there and 2324ms here",
+        ),
     ]
     .into_iter()
     .enumerate()
@@ -158,7 +162,7 @@ impl Caller {
     }
 }
 
-fn digest(site: &Site) -> u64 {
+pub(super) fn digest(site: &Site) -> u64 {
     let variables = site.environment(2).into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     let environment = config::Environment { variables, run_dir: site.file("no-run") };
     config::load(None, &environment).expect("a good configuration").site.digest()
@@ -354,7 +358,7 @@ struct Propose {
 #[test]
 fn a_member_that_says_impossible_things_is_not_believed() {
     let (mut site, owner, epoch) = two_of_three();
-    let node = |name: &str| DeviceId::new(name).expect("a name").node_id().0;
+    let node = |name: &str| DeviceId::new(name).expect("a name").first_node().0;
     let me = node("edge-3");
     for n in 0..2 {
         let mut liar = Caller::member(&site, n);

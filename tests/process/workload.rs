@@ -53,3 +53,15 @@ fn a_command_that_does_not_exist_is_named_and_the_site_goes_on() {
         assert_eq!(site.left(n).code(), Some(0), "{}", site.log(n));
     }
 }
+
+#[test]
+fn a_planned_stop_waits_for_a_workload_that_takes_its_time() {
+    // Far longer than hold and stop_grace together.
+    let script = "trap 'sleep 1.5; echo all is put away; exit 0' TERM; while true; do sleep 0.02; done";
+    let (site, owner, epoch) = Site::running(shell(script));
+    let to = (owner + 1) % 3;
+    assert_eq!(site.ask(owner, &["transfer", "--to", &site.devices[to].id]).status.code(), Some(0));
+    site.owner_among(&[to], epoch);
+    let log = site.log(owner);
+    assert!(log.contains("all is put away"), "{log}");
+}

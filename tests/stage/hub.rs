@@ -1,11 +1,9 @@
-//! The site's IoT Hub in the simulation: one hub in memory, a line of its own for every device, and the promises that
-//! the twins keep.
+//! The site's IoT Hub in the simulation: one hub in memory, and a line of its own for every device.
 //!
 //! A line takes time in both directions, so that a twin can change between being compared and being written, and a
 //! write can be applied although its sender died before the answer.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -22,6 +20,7 @@ use quorate::{
         memory::{Line, MemoryHub},
     },
     id::DeviceId,
+    site::Site,
 };
 use tokio::sync::watch;
 
@@ -111,13 +110,14 @@ pub struct SiteHub {
     pub memory: MemoryHub,
     pub lines: Vec<SimLine>,
     devices: Vec<DeviceId>,
-    requests: u64,
-    /// The highest epoch that each twin has shown.
-    highest: BTreeMap<DeviceId, u64>,
+    /// Whose twins the mirror writes: a witness never owns.
+    mirrored: Vec<DeviceId>,
 }
 
 impl SiteHub {
-    pub fn new(clock: Arc<dyn Clock>, devices: &[DeviceId], dice: &mut Dice) -> SiteHub {
+    pub fn new(clock: Arc<dyn Clock>, site: &Site, dice: &mut Dice) -> SiteHub {
+        let devices: Vec<DeviceId> = site.members.iter().map(|m| m.device.clone()).collect();
+        let mirrored = site.members.iter().filter(|m| m.role.may_own()).map(|m| m.device.clone()).collect();
         let memory = MemoryHub::new(clock);
         let lines = devices
             .iter()
@@ -133,7 +133,11 @@ impl SiteHub {
                 }
             })
             .collect();
-        SiteHub { memory, lines, devices: devices.to_vec(), requests: 0, highest: BTreeMap::new() }
+        SiteHub { memory, lines, devices, mirrored }
+    }
+
+    pub fn devices(&self) -> &[DeviceId] {
+        &self.devices
     }
 
     /// What stands in a device's twin.
@@ -142,40 +146,13 @@ impl SiteHub {
         FlagPath::default().read(&twin.desired.values)
     }
 
-    /// Whether every twin shows this ownership, and only the owner's as active.
+    /// Whether every twin of a device that may own shows this ownership, and only the owner's as active.
     pub fn shows(&self, owner: &DeviceId, epoch: u64) -> bool {
-        self.devices.iter().all(|device| match self.seen(device).flag {
+        self.mirrored.iter().all(|device| match self.seen(device).flag {
             Some(Flag { active, leader, epoch: at, .. }) => {
                 active == (device == owner) && leader == owner.as_str() && at == epoch
             }
             None => false,
         })
-    }
-
-    /// The twins' promises: no epoch that the site, at `reached`, has not reached; none that goes back; never two
-    /// active flags of one epoch. Nothing is read while nobody has asked the hub for anything.
-    pub fn check(&mut self, reached: u64) -> Result<(), String> {
-        let requests = self.memory.requests();
-        if std::mem::replace(&mut self.requests, requests) == requests {
-            return Ok(());
-        }
-        let mut active: BTreeMap<u64, &DeviceId> = BTreeMap::new();
-        for device in &self.devices {
-            let seen = self.seen(device);
-            let highest = self.highest.entry(device.clone()).or_default();
-            if seen.epoch < *highest {
-                return Err(format!("the twin of {device} went back from {highest} to {}", seen.epoch));
-            }
-            *highest = seen.epoch;
-            if seen.epoch > reached {
-                return Err(format!("the twin of {device} shows {}, the site is at {reached}", seen.epoch));
-            }
-            if seen.active
-                && let Some(other) = active.insert(seen.epoch, device)
-            {
-                return Err(format!("{other} and {device} are both active at epoch {}", seen.epoch));
-            }
-        }
-        Ok(())
     }
 }

@@ -35,6 +35,8 @@ fn claim(n: u8, base: u64) -> Command {
         incarnation: Incarnation(u64::from(n)),
         base: Epoch::new(base).expect("small"),
         at_unix_ms: 0,
+        seal: None,
+        proof: None,
     })
 }
 
@@ -78,6 +80,7 @@ fn view<'a>(record: &'a Record, me: &'a DeviceId) -> View<'a> {
         record,
         lease: None,
         running: Running::Stopped,
+        burned: None,
         unfit: None,
         successor: None,
         successor_until: None,

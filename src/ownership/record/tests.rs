@@ -25,6 +25,8 @@ fn claim(n: u8, incarnation: u64, base: u64) -> Command {
         incarnation: Incarnation(incarnation),
         base: Epoch::new(base).expect("small"),
         at_unix_ms: 5,
+        seal: None,
+        proof: None,
     })
 }
 

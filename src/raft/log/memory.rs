@@ -43,6 +43,17 @@ impl MemoryDisk {
         self.state().broken = true;
     }
 
+    /// The disk works again, for who starts on it afresh.
+    pub fn mend(&self) {
+        self.state().broken = false;
+    }
+
+    /// What the real disk makes of a damaged store: a new one that holds `first`, and the knowledge of what is missing.
+    pub fn lose(&self, first: (u64, bytes::Bytes), amnesia: super::Amnesia) {
+        self.state().contents =
+            Contents { entries: [first].into(), amnesia: Some(amnesia), ..Contents::default() };
+    }
+
     /// How many writes have become durable.
     pub fn writes(&self) -> u64 {
         self.state().writes

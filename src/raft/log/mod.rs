@@ -2,16 +2,19 @@
 //!
 //! The log of a site is a few hundred small entries, so all of it is mirrored in memory and the disk is only written.
 //! Whatever is answered to a member has been made durable first: votes and entries alike. A disk that reports an error
-//! once is not used again (its page cache can no longer be trusted); the error ends Raft, and with it the process.
+//! once is not used again ([`Watched`]); the error ends Raft on this device until its sidecar has started afresh.
 //!
-//! [`sled`] is the real disk, [`memory`] one that loses what was not yet durable, for tests and the simulator. Which
+//! [`folder`] opens the data folder, and [`quarantine`] takes what must not be used. [`sled`] is the real disk, [`memory`] one that loses what was not yet durable, for tests and the simulator. Which
 //! store lies behind is decided in this room alone.
 
 pub mod folder;
 mod in_order;
 pub mod mark;
 pub mod memory;
+pub mod quarantine;
+pub mod room;
 pub mod sled;
+mod watched;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,13 +36,20 @@ use openraft::{
     storage::{LogFlushed, RaftLogStorage},
 };
 use prost::Message as _;
+pub use quarantine::Amnesia;
+pub use watched::DiskFailure;
+pub(crate) use watched::Watched;
 
 use super::{
     types::{Device, Entry, LogId, Membership, SnapshotMeta, StorageError, Types, Vote, ballot},
     vote_guard::VoteGuard,
+    widest::{Paces, Widest, matters},
     wire,
 };
-use crate::{clock::Clock, site::Site};
+use crate::{
+    clock::Clock,
+    site::{Member, Site},
+};
 
 /// One change for the disk. Each is durable as a whole or not at all.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,6 +99,8 @@ pub struct Contents {
     pub entries: BTreeMap<u64, Bytes>,
     /// The snapshot.
     pub snapshot: Option<Bytes>,
+    /// What is known about an earlier store of this device, if that was lost.
+    pub amnesia: Option<Amnesia>,
 }
 
 /// A boxed future, so that disks can be handed in behind a pointer.
@@ -113,9 +125,10 @@ pub trait Disk: Send + Sync + 'static {
 /// The first entry of every member's log, made from the member list that all devices share. Because it is the same
 /// everywhere, no device needs to be the first, and a device that comes an hour later fits in.
 pub fn first_entry(site: &Site) -> io::Result<(StoredLogId, Bytes)> {
-    let voters: BTreeSet<u64> = site.node_ids().into_iter().map(|n| n.0).collect();
-    let nodes: BTreeMap<u64, Device> =
-        site.members.iter().map(|m| (m.node_id().0, Device { device: m.device.to_string() })).collect();
+    // Nobody knows the others' stores yet; the first leader notes them.
+    let node = |m: &Member| (m.device.first_node().0, Device { device: m.device.to_string(), store: 0 });
+    let nodes: BTreeMap<u64, Device> = site.members.iter().map(node).collect();
+    let voters: BTreeSet<u64> = nodes.keys().copied().collect();
     let entry = Entry {
         log_id: LogId::default(),
         payload: EntryPayload::Membership(Membership::new(vec![voters], nodes)),
@@ -157,6 +170,7 @@ pub(crate) struct LogStore {
     mirror: Arc<Mutex<Mirror>>,
     disk: Arc<dyn Disk>,
     guard: VoteGuard,
+    widest: Widest,
     clock: Arc<dyn Clock>,
     slowest_write_ns: Arc<AtomicU64>,
 }
@@ -167,6 +181,7 @@ impl LogStore {
         disk: Arc<dyn Disk>,
         contents: &Contents,
         guard: VoteGuard,
+        widest: Widest,
         clock: Arc<dyn Clock>,
     ) -> io::Result<LogStore> {
         let mut mirror = Mirror { purged: contents.purged.map(load_log_id), ..Mirror::default() };
@@ -178,6 +193,7 @@ impl LogStore {
             mirror: Arc::new(Mutex::new(mirror)),
             disk,
             guard,
+            widest,
             clock,
             slowest_write_ns: Arc::default(),
         })
@@ -200,6 +216,12 @@ impl LogStore {
     /// About how long the slower of the last writes took.
     pub(crate) fn slowest_write(&self) -> Duration {
         Duration::from_nanos(self.slowest_write_ns.load(Ordering::Relaxed))
+    }
+
+    /// Whether this store has never been of use to anybody: no vote given, nothing taken from a leader.
+    pub(crate) fn is_unused(&self) -> bool {
+        let mirror = self.mirror();
+        mirror.vote.is_none() && mirror.purged.is_none() && mirror.entries.keys().all(|index| *index == 0)
     }
 
     /// The last log id, purged or not.
@@ -275,12 +297,22 @@ impl RaftLogStorage<Types> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let failed = |e: &io::Error| storage_error(ErrorSubject::Logs, ErrorVerb::Write, e);
-        let mut stored = Vec::new();
+        let (mut stored, mut timings) = (Vec::new(), Vec::new());
         for entry in entries {
             stored.push((store_log_id(&entry.log_id), encode(&entry).map_err(|e| failed(&e))?));
+            if matches!(&entry.payload, EntryPayload::Normal(command) if matters(command)) {
+                timings.push(entry.clone());
+            }
             self.mirror().entries.insert(entry.log_id.index, entry);
         }
+        let change = |paces: &mut Paces| timings.iter().for_each(|entry| paces.entry(entry));
+        if !timings.is_empty() {
+            self.widest.before(change);
+        }
         let written = self.write(Change::Append(stored)).await;
+        if !timings.is_empty() && written.is_ok() {
+            self.widest.after(change);
+        }
         let result = match &written {
             Ok(()) => Ok(()),
             Err(e) => Err(failed(e)),
@@ -292,8 +324,11 @@ impl RaftLogStorage<Types> for LogStore {
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
         self.mirror().entries.split_off(&log_id.index);
         let last = self.last_log_id().as_ref().map(store_log_id);
+        self.widest.before(|paces| paces.truncate(log_id.index));
         let written = self.write(Change::TruncateFrom(log_id.index, last)).await;
-        written.map_err(|e| storage_error(ErrorSubject::Log(log_id), ErrorVerb::Delete, &e))
+        written.map_err(|e| storage_error(ErrorSubject::Log(log_id), ErrorVerb::Delete, &e))?;
+        self.widest.after(|paces| paces.truncate(log_id.index));
+        Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
@@ -305,6 +340,19 @@ impl RaftLogStorage<Types> for LogStore {
         let written = self.write(Change::PurgeUpTo(store_log_id(&log_id))).await;
         written.map_err(|e| storage_error(ErrorSubject::Log(log_id), ErrorVerb::Delete, &e))
     }
+}
+
+/// The agreed timings that a disk knows of. See [`Widest`].
+pub(crate) fn paces(contents: &Contents) -> io::Result<Paces> {
+    let mut paces = Paces::default();
+    if let Some(bytes) = &contents.snapshot {
+        let (meta, data) = decode_snapshot(bytes)?;
+        paces.snapshot(meta.last_log_id.map_or(0, |id| id.index), &serde_json::from_slice(&data)?);
+    }
+    for bytes in contents.entries.values() {
+        paces.entry(&decode(bytes)?);
+    }
+    Ok(paces)
 }
 
 /// A snapshot as it lies on disk: its meta data and the record.
@@ -319,5 +367,9 @@ pub(crate) fn decode_snapshot(bytes: &Bytes) -> io::Result<(SnapshotMeta, Vec<u8
     Ok((wire::take_snapshot_meta(stored.meta).map_err(invalid)?, stored.data.to_vec()))
 }
 
+#[cfg(test)]
+mod images;
+#[cfg(test)]
+mod tape;
 #[cfg(test)]
 mod tests;

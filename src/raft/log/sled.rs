@@ -4,6 +4,10 @@
 //! counts. One flipped bit can make sled open an older state without an error, so every value carries a CRC over its
 //! key and content, the log must be without gaps, and the whole is compared with the [`MarkFile`] on open.
 //!
+//! What an earlier life wrote may have reached the page cache and not the disk, and after a failed sync the two differ
+//! for good. So a store is synced and dropped from the cache before it is read, and the mark is brought up to what was
+//! read: whatever this device acts on from then on is on the disk, and is missed if it goes.
+//!
 //! One thread of its own does all writing, in order, so that a slow disk delays nothing but what must wait for it.
 //! After the first error it writes nothing more. Nothing is written while nothing changes.
 
@@ -12,7 +16,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -24,6 +28,7 @@ use tokio::sync::oneshot;
 use super::{
     BoxFuture, Change, Contents, Disk, StoredLogId, StoredVote,
     mark::{Mark, MarkFile},
+    room,
 };
 use crate::clock::Clock;
 
@@ -42,11 +47,17 @@ pub enum Error {
 }
 
 /// Is told how long each durable write took.
-pub type OnSync = Box<dyn Fn(Duration) + Send>;
+pub type OnSync = Arc<dyn Fn(Duration) + Send + Sync>;
 
 /// How often, and for how long in all, sled's threads are waited for.
 const LET_GO_LOOK: Duration = Duration::from_millis(2);
 const LET_GO_LOOKS: u32 = 1000;
+/// How long sled may take to read a store. On a damaged one it may never end.
+const READ_LIMIT: Duration = Duration::from_secs(30);
+
+/// sled's unit of space. A page larger than a quarter of it goes into a file of its own, which sled never syncs and
+/// removes too early; sixteen entries and the largest record stay far below.
+const SEGMENT: usize = 256 << 10;
 
 const LOG: u8 = b'l';
 const VOTE: &[u8] = b"v";
@@ -59,18 +70,18 @@ type Job = (Change, oneshot::Sender<io::Result<()>>);
 #[derive(Debug)]
 pub struct SledDisk {
     jobs: mpsc::Sender<Job>,
-    contents: Contents,
+    pub(super) contents: Contents,
 }
 
 impl SledDisk {
-    /// Creates an empty store in `folder`, which the caller has made sure holds none that matters, with `first` as
-    /// its log. Repeating this after a crash in the middle of it gives the same store.
+    /// Creates an empty store in `folder`, which the caller has made sure holds none that matters, with `first`, if any,
+    /// as its log. Repeating this after a crash in the middle of it gives the same store.
     ///
     /// # Errors
     /// [`Error::Damaged`] if there is a store that has already voted.
     pub fn create(
         folder: &Path,
-        first: (StoredLogId, Bytes),
+        first: impl Into<Option<(StoredLogId, Bytes)>>,
         clock: Arc<dyn Clock>,
         on_sync: OnSync,
     ) -> Result<SledDisk, Error> {
@@ -89,11 +100,12 @@ impl SledDisk {
         }
         let store = folder.join("store");
         if store.exists() {
+            await_let_go(&store);
             fs::remove_dir_all(&store)?;
         }
         let mark = MarkFile::create(&mark_path)?;
         let mut writer = Writer::open(folder, mark)?;
-        writer.write(Change::Append(vec![first]))?;
+        writer.write(Change::Append(first.into().into_iter().collect()))?;
         sync_folder(&store)?;
         sync_folder(folder)?;
         Ok(writer.start(clock, on_sync)?)
@@ -115,11 +127,43 @@ impl SledDisk {
             Err(e) => return Err(e.into()),
         };
         let promised = mark.mark();
+        let store = folder.join("store");
+        if in_use(&store.join("db"))? {
+            return Err(Error::InUse);
+        }
+        settle(&folder.join("mark"))?;
+        settle(&store.join("db"))?;
+        sync_folder(&store)?;
+        sync_folder(folder)?;
         check_copy(folder, &promised)?;
-        let writer = Writer::open(folder, mark)?;
+        let mut writer = Writer::open(folder, mark)?;
         check(&writer.contents, &promised)?;
+        writer.adopt()?;
         Ok(writer.start(clock, on_sync)?)
     }
+
+    /// What can still be read of a damaged store, which is left as it is.
+    pub(super) fn salvage(folder: &Path) -> (Mark, Contents) {
+        let mark = MarkFile::open(&folder.join("mark")).map(|m| m.mark()).unwrap_or_default();
+        let mut found = Contents::default();
+        if folder.join("store").join("db").exists() {
+            // Whatever goes wrong: then it cannot be read.
+            let _ = with_copy(folder, |contents| {
+                found = contents;
+                Ok(())
+            });
+        }
+        (mark, found)
+    }
+}
+
+/// Makes the system forget what it believes to be in a file, so that the disk itself is read.
+fn settle(path: &Path) -> io::Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    file.sync_data()?;
+    // Only pages that are on the disk are dropped; a file system that cannot drop any has none that differ.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    Ok(())
 }
 
 impl Disk for SledDisk {
@@ -144,6 +188,11 @@ fn check(contents: &Contents, promised: &Mark) -> Result<(), Error> {
     if contents.vote < promised.vote {
         return damaged(format!("its vote is {:?}, but it once held {:?}", contents.vote, promised.vote));
     }
+    let snapshot = match contents.snapshot.as_ref().map(super::decode_snapshot) {
+        None => None,
+        Some(Ok((meta, _))) => meta.last_log_id,
+        Some(Err(e)) => return damaged(format!("its snapshot cannot be read: {e}")),
+    };
     let mut next = contents.purged.map_or(0, |p| p.index + 1);
     for index in contents.entries.keys() {
         if *index != next {
@@ -151,6 +200,8 @@ fn check(contents: &Contents, promised: &Mark) -> Result<(), Error> {
         }
         next += 1;
     }
+    // An installed snapshot replaces the log before it, which is removed a moment later.
+    next = next.max(snapshot.map_or(0, |s| s.index + 1));
     if let Some(last) = promised.last
         && next <= last.index
     {
@@ -168,46 +219,67 @@ fn check(contents: &Contents, promised: &Mark) -> Result<(), Error> {
             Err(e) => return damaged(format!("log entry {} cannot be read: {e}", last.index)),
         }
     }
-    if let Some(purged) = contents.purged {
-        let covered = match &contents.snapshot {
-            None => None,
-            Some(bytes) => match super::decode_snapshot(bytes) {
-                Ok((meta, _)) => meta.last_log_id,
-                Err(e) => return damaged(format!("its snapshot cannot be read: {e}")),
-            },
-        };
-        if covered.is_none_or(|c| c.index < purged.index) {
-            return damaged(format!("its snapshot does not reach purged entry {}", purged.index));
-        }
+    if let Some(purged) = contents.purged
+        && snapshot.is_none_or(|s| s.index < purged.index)
+    {
+        return damaged(format!("its snapshot does not reach purged entry {}", purged.index));
     }
     Ok(())
 }
 
 /// sled mends what it finds broken by throwing it away, while it opens a store. So that a damaged store stays as it was
-/// found, a copy of it is opened and checked first.
+/// found, a copy of it is opened and checked first. Without room for a copy the store has to do.
 fn check_copy(folder: &Path, promised: &Mark) -> Result<(), Error> {
+    match with_copy(folder, |contents| check(&contents, promised)) {
+        Err(Error::Io(e)) if e.kind() == io::ErrorKind::StorageFull => {
+            tracing::warn!("the disk is full, so the store is opened without checking a copy of it first");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Reads a copy of the store.
+fn with_copy(folder: &Path, look: impl FnOnce(Contents) -> Result<(), Error>) -> Result<(), Error> {
     let (store, copy) = (folder.join("store"), folder.join("store.check"));
     remove_copy(&copy)?;
-    if in_use(&store.join("db"))? {
-        return Err(Error::InUse);
+    if let Err(e) = copy_folder(&store, &copy) {
+        remove_copy(&copy)?;
+        return Err(e.into());
     }
-    copy_folder(&store, &copy)?;
-    let checked = match open_store(&copy) {
+    let looked = match open_within(&copy, READ_LIMIT) {
         Ok((db, contents)) => {
             drop(db);
-            check(&contents, promised)
+            look(contents)
         }
         Err(e) => Err(e),
     };
-    // sled lets go of its files a moment after its handle is dropped, and complains if they are gone by then.
+    await_let_go(&copy);
+    remove_copy(&copy)?;
+    looked
+}
+
+/// sled lets go of its files a moment after its handle is dropped, and complains if they are gone by then.
+fn await_let_go(store: &Path) {
     for _ in 0..LET_GO_LOOKS {
-        if !in_use(&copy.join("db")).unwrap_or(false) {
+        if !in_use(&store.join("db")).unwrap_or(false) {
             break;
         }
         thread::park_timeout(LET_GO_LOOK);
     }
-    remove_copy(&copy)?;
-    checked
+}
+
+/// Opens a store on a thread of its own, which is left behind if it does not come to an end.
+fn open_within(store: &Path, limit: Duration) -> Result<(sled::Db, Contents), Error> {
+    let (done, opened) = mpsc::channel();
+    let path = store.to_owned();
+    thread::Builder::new().name("store-check".into()).spawn(move || {
+        // Nobody listens after the limit.
+        let _ = done.send(open_store(&path));
+    })?;
+    opened.recv_timeout(limit).unwrap_or_else(|_| {
+        Err(Error::Damaged(format!("sled did not come to an end with it within {} s", limit.as_secs())))
+    })
 }
 
 fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
@@ -251,7 +323,7 @@ fn open_store(store: &Path) -> Result<(sled::Db, Contents), Error> {
             .path(store)
             .mode(sled::Mode::LowSpace)
             .cache_capacity(1 << 20)
-            .segment_size(64 << 10)
+            .segment_size(segment_size(store))
             .flush_every_ms(None)
             .open()?;
         let contents = read(&db);
@@ -268,12 +340,24 @@ fn open_store(store: &Path) -> Result<(sled::Db, Contents), Error> {
     }
 }
 
+/// It cannot be changed once a store is made.
+fn segment_size(store: &Path) -> usize {
+    let conf = fs::read_to_string(store.join("conf")).unwrap_or_default();
+    let known = conf.lines().find_map(|line| line.strip_prefix("segment_size: ")?.trim().parse().ok());
+    // sled refuses, by panicking, what is no power of two or too large; a broken file is for it to find.
+    known.filter(|size: &usize| size.is_power_of_two() && (256..=1 << 24).contains(size)).unwrap_or(SEGMENT)
+}
+
 struct Writer {
     db: sled::Db,
     /// A second handle on sled's file: the one that is really synced.
     file: File,
     mark: MarkFile,
     contents: Contents,
+    /// The length of sled's file for which room was set aside last.
+    roomy: u64,
+    /// Where sled puts pages that are too large for a segment.
+    blobs: PathBuf,
 }
 
 impl Writer {
@@ -281,16 +365,47 @@ impl Writer {
         let store = folder.join("store");
         let (db, contents) = open_store(&store)?;
         let file = File::options().read(true).write(true).open(store.join("db"))?;
-        Ok(Writer { db, file, mark, contents })
+        sync_files(&store)?;
+        let mut writer = Writer { db, file, mark, contents, roomy: u64::MAX, blobs: store.join("blobs") };
+        writer.make_room();
+        Ok(writer)
+    }
+
+    /// sled's file grows and shrinks by segments, and shrinking gives away what was allocated behind its end.
+    fn make_room(&mut self) {
+        let Ok(length) = self.file.metadata().map(|m| m.len()) else { return };
+        // Without room the write itself shall fail, not this; and it is tried again with the next.
+        if length != self.roomy && room::ahead(&self.file, length).is_ok() {
+            self.roomy = length;
+        }
+    }
+
+    /// Makes what was read durable, and what is missed if it goes.
+    fn adopt(&mut self) -> io::Result<()> {
+        durable(&self.db, &self.file)?;
+        let mut mark = self.mark.mark();
+        mark.vote = mark.vote.max(self.contents.vote);
+        if let Some(bytes) = self.contents.entries.values().next_back() {
+            let last = super::store_log_id(&super::decode(bytes)?.log_id);
+            mark.last = mark.last.max(Some(last));
+        }
+        mark.last = mark.last.max(covered(self.contents.snapshot.as_ref())?);
+        self.mark.set(mark)
     }
 
     fn write(&mut self, change: Change) -> io::Result<()> {
+        self.make_room();
         let mut mark = self.mark.mark();
         let mut batch = sled::Batch::default();
         let mut put = |key: &[u8], content: &[u8]| batch.insert(key, seal(key, content));
         match change {
             Change::Vote(vote) => {
                 put(VOTE, &encode_vote(vote));
+                if mark.vote == Some(StoredVote { committed: false, ..vote }) {
+                    // The vote itself is durable. That it won goes to the disk with the next write, ahead of all that
+                    // is taken from the new leader: without that, it is as if the news had not come.
+                    return self.db.apply_batch(batch).map_err(into_io);
+                }
                 mark.vote = Some(vote);
             }
             Change::Append(entries) => {
@@ -299,7 +414,11 @@ impl Writer {
                 }
                 mark.last = entries.last().map(|(id, _)| *id).or(mark.last);
             }
-            Change::Snapshot(content) => put(SNAPSHOT, &content),
+            Change::Snapshot(content) => {
+                put(SNAPSHOT, &content);
+                // One that was sent by the leader stands for entries that never were in this log.
+                mark.last = mark.last.max(covered(Some(&content))?);
+            }
             Change::TruncateFrom(from, last) => {
                 // The only change that takes a promise back, so the mark goes first: a mark behind the store is
                 // harmless, a store behind its mark is not.
@@ -314,6 +433,9 @@ impl Writer {
         }
         self.db.apply_batch(batch).map_err(into_io)?;
         durable(&self.db, &self.file)?;
+        if self.blobs.read_dir()?.next().is_some() {
+            sync_files(&self.blobs)?;
+        }
         self.mark.set(mark)
     }
 
@@ -352,9 +474,19 @@ impl Writer {
                 // Whoever asked may have gone; the write counts all the same.
                 let _ = done.send(result);
             }
+            if failed.is_some() {
+                // Dropped, sled would try once more to write what has failed.
+                std::mem::forget(self.db);
+            }
         })?;
         Ok(SledDisk { jobs, contents })
     }
+}
+
+/// Up to where a snapshot stands for the log.
+fn covered(snapshot: Option<&Bytes>) -> io::Result<Option<StoredLogId>> {
+    let Some(bytes) = snapshot else { return Ok(None) };
+    Ok(super::decode_snapshot(bytes)?.0.last_log_id.as_ref().map(super::store_log_id))
 }
 
 /// Makes everything that was written to `db` survive a power cut: sled's own flush, then the sync that it leaves out.
@@ -459,6 +591,18 @@ fn remove_half_made_snapshots(store: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// While it opens a store, sled writes files beside its log and relies on them from then on, but syncs neither all of
+/// them nor their names.
+fn sync_files(store: &Path) -> io::Result<()> {
+    for file in fs::read_dir(store)? {
+        let path = file?.path();
+        if path.is_file() {
+            File::open(path)?.sync_all()?;
+        }
+    }
+    sync_folder(store)
 }
 
 pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {

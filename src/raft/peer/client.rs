@@ -1,12 +1,13 @@
 //! Calls to the other members: one kept connection per peer, a deadline on every call.
 //!
-//! The connection is opened when it is first needed and again after it broke. HTTP/2 pings notice a peer that vanished
-//! without closing (power loss), so that a dead connection is replaced within two seconds.
+//! The connection is opened when it is first needed and again after it broke, or after a call on it was not answered in
+//! time: a peer that vanished without closing (power loss) and came back is reached by the next call. HTTP/2 pings
+//! notice that too, where nobody calls. Renewals have a connection of their own (`line.rs`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,10 +26,11 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::{Roster, transport::DialerHandle};
+use super::{Roster, line::Line, server::KNOWN_STORE, transport::DialerHandle};
 use crate::{
-    id::NodeId,
+    id::{DeviceId, NodeId},
     raft::{
+        attest::Attest,
         types::{Device, Snapshot, Types, Vote},
         wire::{self, proto},
     },
@@ -49,7 +51,10 @@ pub(crate) struct Introduction {
     site: AsciiMetadataValue,
     device: AsciiMetadataValue,
     digest: AsciiMetadataValue,
+    /// Only so that a difference can be named.
+    timing: AsciiMetadataValue,
     store: AsciiMetadataValue,
+    node: AsciiMetadataValue,
 }
 
 impl Introduction {
@@ -58,7 +63,9 @@ impl Introduction {
             site: roster.site.id.as_str().parse()?,
             device: roster.me.as_str().parse()?,
             digest: format!("{:016x}", roster.site.digest()).parse()?,
-            store: format!("{:016x}", roster.store).parse()?,
+            timing: serde_json::to_string(&roster.site.timing).unwrap_or_default().parse()?,
+            store: format!("{:016x}", roster.store.number).parse()?,
+            node: format!("{}", roster.node).parse()?,
         })
     }
 }
@@ -69,46 +76,97 @@ impl Interceptor for Introduction {
         metadata.insert("quorate-site", self.site.clone());
         metadata.insert("quorate-device", self.device.clone());
         metadata.insert("quorate-digest", self.digest.clone());
+        metadata.insert("quorate-timing", self.timing.clone());
         metadata.insert("quorate-store", self.store.clone());
+        metadata.insert("quorate-node", self.node.clone());
         Ok(request)
     }
 }
 
 type Stub = proto::peer_client::PeerClient<InterceptedService<Channel, Introduction>>;
 
-/// The way to one other member. Clones share the connection.
+/// How one other device is reached.
+#[derive(Clone)]
+pub(crate) struct Way {
+    endpoint: Endpoint,
+    dialer: DialerHandle,
+    address: String,
+    introduction: Introduction,
+}
+
+impl Way {
+    /// A new connection, which is dialled when it is first used.
+    pub(super) fn stub(&self) -> Stub {
+        let (dialer, address) = (self.dialer.clone(), self.address.clone());
+        let connector = tower::service_fn(move |_: Uri| {
+            let dialled = dialer.dial(address.clone());
+            async move { dialled.await.map(hyper_util::rt::TokioIo::new) }
+        });
+        let channel = self.endpoint.connect_with_connector_lazy(connector);
+        proto::peer_client::PeerClient::with_interceptor(channel, self.introduction.clone())
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX)
+    }
+}
+
+/// One node of another device. Clones share the connection, which all nodes of a device do.
 #[derive(Clone)]
 pub(crate) struct Peer {
-    node: NodeId,
-    stub: Stub,
-    roster: Arc<Roster>,
+    pub(super) node: NodeId,
+    device: DeviceId,
+    pub(super) way: Arc<Way>,
+    stub: Arc<Mutex<Stub>>,
+    /// Where it is asked for promises.
+    pub(crate) line: Line,
+    pub(super) roster: Arc<Roster>,
 }
 
 macro_rules! call {
     ($peer:expr, $method:ident, $message:expr, $limit:expr) => {{
         let peer: &Peer = $peer;
-        let mut stub = peer.stub.clone();
+        let mut stub = peer.stub();
         let asked = peer.roster.clock.now();
         let answer = tokio::time::timeout($limit, stub.$method(peer.addressed($message))).await;
         let result = match answer {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(status),
-            Err(_) => Err(Status::deadline_exceeded("no answer in time")),
+            Err(_) => {
+                peer.dial_anew();
+                Err(Status::deadline_exceeded("no answer in time"))
+            }
         };
         let refused = matches!(&result, Err(status) if status.code() == Code::FailedPrecondition);
+        if let Err(status) = &result
+            && status.metadata().contains_key(KNOWN_STORE)
+        {
+            peer.roster.told_of_another_store(&peer.device);
+        }
         peer.roster.answered(peer.node, asked, result.as_ref().map(|_| ()).map_err(describe), refused);
         result
     }};
 }
 
 impl Peer {
-    /// The message, for this member and for the store that it is known to have, and for no other: what answers at an
-    /// address may be anybody.
-    fn addressed<T>(&self, message: T) -> Request<T> {
+    fn stub(&self) -> Stub {
+        self.stub.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The next call gets a new connection. Calls that are under way keep the old one.
+    fn dial_anew(&self) {
+        *self.stub.lock().unwrap_or_else(PoisonError::into_inner) = self.way.stub();
+    }
+
+    /// The message, for this node and for the store that it is known to have, and for no other: what answers at an
+    /// address may be anybody. Who is no member yet knows no nodes, only devices.
+    pub(super) fn addressed<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        let device = self.roster.site.member_by_node(self.node).and_then(|m| m.device.as_str().parse().ok());
-        if let Some(device) = device {
+        if let Ok(device) = self.device.as_str().parse() {
             request.metadata_mut().insert("quorate-to-device", device);
+        }
+        if self.roster.members().nodes.contains_key(&self.node)
+            && let Ok(node) = self.node.to_string().parse()
+        {
+            request.metadata_mut().insert("quorate-to-node", node);
         }
         let known = self.roster.known_store(self.node, None);
         if let Some(store) = known.and_then(|store| format!("{store:016x}").parse().ok()) {
@@ -140,14 +198,15 @@ impl Peer {
         call!(self, snapshot, message, SNAPSHOT_LIMIT)
     }
 
-    pub(crate) async fn renew(
-        &self,
-        message: proto::RenewRequest,
-        limit: Duration,
-    ) -> Result<proto::RenewReply, Status> {
-        let reply = call!(self, renew, message, limit)?;
-        self.roster.heard(self.node, reply.health.clone());
-        Ok(reply)
+    /// Who answered says which node it is.
+    pub(super) fn heard(&self, health: Option<proto::Health>) {
+        let named = health.as_ref().filter(|h| h.node != 0);
+        let fits = named.is_none_or(|h| {
+            [self.device.first_node(), self.device.later_node(h.store)].contains(&NodeId(h.node))
+        });
+        if fits {
+            self.roster.heard(named.map_or(self.node, |h| NodeId(h.node)), &self.device, health.clone());
+        }
     }
 
     pub(crate) async fn propose(
@@ -161,13 +220,13 @@ impl Peer {
     pub(crate) async fn greet(&self, limit: Duration) -> Result<proto::GreetReply, Status> {
         let message = proto::GreetRequest { health: Some(self.roster.health()) };
         let reply = call!(self, greet, message, limit)?;
-        self.roster.heard(self.node, reply.health.clone());
+        self.heard(reply.health.clone());
         Ok(reply)
     }
 }
 
 /// A status as one readable line.
-fn describe(status: &Status) -> String {
+pub(super) fn describe(status: &Status) -> String {
     let mut text = status.message().to_owned();
     if text.is_empty() {
         text = status.code().description().to_owned();
@@ -183,47 +242,60 @@ fn describe(status: &Status) -> String {
     text
 }
 
-/// How many members refused or did not answer in an election: its term, their number, the last reason.
-pub(crate) type Rejections = (u64, usize, String);
+/// Who refused or did not answer in an election: its term, the nodes, the last reason.
+pub(crate) type Rejections = (u64, BTreeSet<NodeId>, String);
+
+/// Each device's ways: for calls, and the stub on it.
+type Ways = BTreeMap<DeviceId, (Arc<Way>, Arc<Mutex<Stub>>)>;
 
 /// The ways to all other members.
 #[derive(Clone)]
 pub(crate) struct Peers {
-    peers: Arc<BTreeMap<NodeId, Peer>>,
+    roster: Arc<Roster>,
+    ways: Arc<Ways>,
+    lines: Arc<Mutex<BTreeMap<NodeId, Line>>>,
     rejections: Arc<watch::Sender<Rejections>>,
     /// What this member's next election is expected to take, in microseconds.
     patience_us: Arc<AtomicU64>,
+    attest: Attest,
 }
 
 impl Peers {
     /// Prepares a connection to every other member. Nothing is dialled yet.
-    pub(crate) fn new(roster: &Arc<Roster>, dialer: &DialerHandle) -> anyhow::Result<Peers> {
+    pub(crate) fn new(roster: &Arc<Roster>, dialer: &DialerHandle, attest: Attest) -> anyhow::Result<Peers> {
         let introduction = Introduction::new(roster)?;
-        let mut peers = BTreeMap::new();
+        let mut ways = BTreeMap::new();
         for member in roster.site.members.iter().filter(|m| m.device != roster.me) {
             let endpoint = Endpoint::from_shared(format!("http://{}", member.address))?
                 .tcp_nodelay(true)
-                .http2_keep_alive_interval(Duration::from_secs(1))
+                .http2_keep_alive_interval(Duration::from_secs(3))
                 .keep_alive_timeout(Duration::from_secs(1))
                 .keep_alive_while_idle(true);
             let (dialer, address) = (dialer.clone(), member.address.clone());
-            let connector = tower::service_fn(move |_: Uri| {
-                let dialled = dialer.dial(address.clone());
-                async move { dialled.await.map(hyper_util::rt::TokioIo::new) }
-            });
-            let channel = endpoint.connect_with_connector_lazy(connector);
-            let stub = proto::peer_client::PeerClient::with_interceptor(channel, introduction.clone())
-                .max_decoding_message_size(MESSAGE_MAX)
-                .max_encoding_message_size(MESSAGE_MAX);
-            let node = member.node_id();
-            peers.insert(node, Peer { node, stub, roster: roster.clone() });
+            let way = Arc::new(Way { endpoint, dialer, address, introduction: introduction.clone() });
+            let stub = Arc::new(Mutex::new(way.stub()));
+            ways.insert(member.device.clone(), (way, stub));
         }
-        Ok(Peers { peers: Arc::new(peers), rejections: Arc::default(), patience_us: Arc::default() })
+        Ok(Peers {
+            roster: roster.clone(),
+            ways: Arc::new(ways),
+            lines: Arc::default(),
+            rejections: Arc::default(),
+            patience_us: Arc::default(),
+            attest,
+        })
     }
 
-    /// The way to one member; `None` for this one and for strangers.
-    pub(crate) fn get(&self, node: NodeId) -> Option<&Peer> {
-        self.peers.get(&node)
+    /// The way to one node; `None` for this one and for strangers.
+    pub(crate) fn get(&self, node: NodeId) -> Option<Peer> {
+        self.way(node, self.roster.device_of(node)?)
+    }
+
+    fn way(&self, node: NodeId, device: DeviceId) -> Option<Peer> {
+        let (way, stub) = self.ways.get(&device)?.clone();
+        // A line is addressed to one node: two of one device are asked apart.
+        let line = self.lines().entry(node).or_default().clone();
+        Some(Peer { node, device, way, stub, line, roster: self.roster.clone() })
     }
 
     /// The rejections of the newest election that this member began.
@@ -236,26 +308,46 @@ impl Peers {
         self.patience_us.store(u64::try_from(patience.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// All other members.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, &Peer)> {
-        self.peers.iter().map(|(node, peer)| (*node, peer))
+    /// A request for a vote as far as it is the same for every voter: how long the candidate needs, and what makes
+    /// them believe that they may vote.
+    pub(crate) fn request(&self) -> proto::VoteRequest {
+        let proof = self.attest.proof();
+        proto::VoteRequest {
+            patience_us: self.patience_us.load(Ordering::Relaxed),
+            receipt_epoch: proof.map_or(0, |proof| proof.epoch.get()),
+            receipt_secret: proof.map_or_else(Default::default, |p| p.secret.as_bytes().to_vec().into()),
+            ..Default::default()
+        }
+    }
+
+    /// All other nodes of the membership, learners included.
+    pub(crate) fn all(&self) -> Vec<(NodeId, Peer)> {
+        let members = self.roster.members();
+        // Whoever is no member any more is asked nothing.
+        self.lines().retain(|node, _| members.nodes.contains_key(node));
+        members.nodes.keys().filter_map(|node| Some((*node, self.get(*node)?))).collect()
+    }
+
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<NodeId, Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl RaftNetworkFactory<Types> for Peers {
     type Network = Network;
 
-    async fn new_client(&mut self, target: u64, _device: &Device) -> Network {
-        let peer = self.get(NodeId(target)).cloned();
-        Network { peer, rejections: self.rejections.clone(), patience_us: self.patience_us.clone() }
+    async fn new_client(&mut self, target: u64, device: &Device) -> Network {
+        // The membership that openraft is about to use may be newer than the roster's.
+        let device = DeviceId::new(device.device.as_str()).ok();
+        let peer = device.and_then(|device| self.way(NodeId(target), device));
+        Network { peer, peers: self.clone() }
     }
 }
 
 /// One member as openraft calls it.
 pub(crate) struct Network {
     peer: Option<Peer>,
-    rejections: Arc<watch::Sender<Rejections>>,
-    patience_us: Arc<AtomicU64>,
+    peers: Peers,
 }
 
 impl Network {
@@ -266,8 +358,12 @@ impl Network {
     }
 
     fn rejected(&self, term: u64, why: String) {
-        self.rejections.send_modify(|(of, count, last)| {
-            *count = if *of == term { *count + 1 } else { 1 };
+        let Some(node) = self.peer.as_ref().map(|peer| peer.node) else { return };
+        self.peers.rejections.send_modify(|(of, nodes, last)| {
+            if *of != term {
+                nodes.clear();
+            }
+            nodes.insert(node);
             *of = term;
             *last = why;
         });
@@ -317,7 +413,7 @@ impl RaftNetwork<Types> for Network {
         let message = proto::VoteRequest {
             ballot: Some(wire::put_vote(&request.vote)),
             last_log_id: request.last_log_id.as_ref().map(wire::put_log_id),
-            patience_us: self.patience_us.load(Ordering::Relaxed),
+            ..self.peers.request()
         };
         let term = request.vote.leader_id.term;
         let reply = match self.peer()?.vote(message).await {

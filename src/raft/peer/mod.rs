@@ -2,27 +2,30 @@
 //!
 //! Every call carries who is calling: site, device, and a digest of what all members must have been given alike. A
 //! caller that does not fit is refused before anything else is looked at, and remembered as a [`Knock`] for the status.
-//! One connection per peer is kept; every call has a deadline.
+//! One connection per peer is kept, and one more for the owner's renewals; every call has a deadline.
 //!
 //! This room deliberately does not encrypt yet: the member network must be one that strangers cannot reach.
 
 pub mod client;
+pub(crate) mod line;
 mod plausible;
 pub mod probation;
 pub mod server;
 pub mod transport;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use serde::Serialize;
+use tokio::sync::watch;
 
+use super::members::Members;
 use crate::{
     clock::{Clock, Moment},
-    id::{DeviceId, Incarnation, NodeId},
+    id::{DeviceId, Incarnation, NodeId, StoreId},
     site::Site,
     timing::Timing,
 };
@@ -47,10 +50,15 @@ pub struct Roster {
     pub me: DeviceId,
     /// This life of its sidecar.
     pub incarnation: Incarnation,
-    /// The number of its store.
-    pub store: u64,
+    /// Its store.
+    pub store: StoreId,
+    /// The Raft node that it is with this store.
+    pub node: NodeId,
     clock: Arc<dyn Clock>,
     seen: Mutex<Seen>,
+    members: watch::Sender<Arc<Members>>,
+    /// Who has told this member that its device had another store.
+    told: watch::Sender<BTreeSet<DeviceId>>,
 }
 
 #[derive(Debug, Default)]
@@ -58,11 +66,16 @@ struct Seen {
     members: BTreeMap<NodeId, Contact>,
     knocks: VecDeque<Knock>,
     unfit: String,
+    rejoining: BTreeMap<DeviceId, String>,
 }
 
 /// What is known of a member from its own words and from how its answers travel.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Contact {
+    /// The device that this node is a store of; `None` before it was heard.
+    pub device: Option<DeviceId>,
+    /// Whether it asks to be taken in as a member, in its own words.
+    pub joins: bool,
     /// When it was last heard.
     pub heard: Option<Moment>,
     /// How long its last answer took.
@@ -114,10 +127,82 @@ impl Roster {
         site: Site,
         me: DeviceId,
         incarnation: Incarnation,
-        store: u64,
+        store: StoreId,
         clock: Arc<dyn Clock>,
     ) -> Roster {
-        Roster { site, me, incarnation, store, clock, seen: Mutex::default() }
+        let node = store.node(&me);
+        let (members, told) = (watch::Sender::default(), watch::Sender::default());
+        Roster { site, me, incarnation, store, node, clock, seen: Mutex::default(), members, told }
+    }
+
+    /// The membership in force, as far as this member has it.
+    pub fn members(&self) -> Arc<Members> {
+        self.members.borrow().clone()
+    }
+
+    /// The membership, now and on every change.
+    pub fn watch_members(&self) -> watch::Receiver<Arc<Members>> {
+        self.members.subscribe()
+    }
+
+    /// The membership has changed. Who was a node before and is none now is forgotten.
+    pub(crate) fn now_members(&self, fresh: &Members) {
+        let old = self.members();
+        if *old == *fresh {
+            return;
+        }
+        self.seen().members.retain(|node, _| fresh.nodes.contains_key(node) || !old.nodes.contains_key(node));
+        self.members.send_replace(Arc::new(fresh.clone()));
+    }
+
+    /// The device of a node: by the membership, else by its own words, else if it is a device's first.
+    pub fn device_of(&self, node: NodeId) -> Option<DeviceId> {
+        if node == self.node {
+            return Some(self.me.clone());
+        }
+        let by_membership = self.members().nodes.get(&node).map(|n| n.device.clone());
+        by_membership.or_else(|| self.seen().members.get(&node)?.device.clone()).or_else(|| {
+            Some(self.site.members.iter().find(|m| m.device.first_node() == node)?.device.clone())
+        })
+    }
+
+    /// The node of a device: the one that votes, else the one heard last, else its first.
+    pub fn node_of(&self, device: &DeviceId) -> NodeId {
+        if *device == self.me {
+            return self.node;
+        }
+        let heard = || {
+            let seen = self.seen();
+            let of_it = seen.members.iter().filter(|(_, c)| c.device.as_ref() == Some(device));
+            of_it.max_by_key(|(_, c)| c.heard).map(|(node, _)| *node)
+        };
+        self.members().voter_of(device).or_else(heard).unwrap_or_else(|| device.first_node())
+    }
+
+    /// What is known of the node of another device.
+    pub fn contact(&self, device: &DeviceId) -> Option<Contact> {
+        let node = self.node_of(device);
+        self.seen().members.get(&node).cloned()
+    }
+
+    /// Somebody knows another store of this device.
+    fn told_of_another_store(&self, by: &DeviceId) {
+        self.told.send_if_modified(|told| told.insert(by.clone()));
+    }
+
+    /// Who knows another store of this device, now and on every change.
+    pub fn told(&self) -> watch::Receiver<BTreeSet<DeviceId>> {
+        self.told.subscribe()
+    }
+
+    /// Devices that came back with another store and are being taken in, each with what is waited for.
+    pub fn rejoining(&self) -> BTreeMap<DeviceId, String> {
+        self.seen().rejoining.clone()
+    }
+
+    /// Says which devices are being taken in. Only a leader knows.
+    pub fn now_rejoining(&self, fresh: BTreeMap<DeviceId, String>) {
+        self.seen().rejoining = fresh;
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -134,11 +219,13 @@ impl Roster {
             unfit: self.seen().unfit.clone(),
             version: VERSION.to_owned(),
             incarnation: self.incarnation.0,
-            store: self.store,
+            store: self.store.number,
+            node: self.node.0,
+            joins: self.store.later && !self.members().nodes.contains_key(&self.node),
         }
     }
 
-    /// What is known of each other member.
+    /// What is known of each other node that was heard or called.
     pub fn contacts(&self) -> BTreeMap<NodeId, Contact> {
         self.seen().members.clone()
     }
@@ -148,22 +235,35 @@ impl Roster {
         self.seen().knocks.iter().cloned().collect()
     }
 
-    fn heard(&self, node: NodeId, health: Option<super::wire::proto::Health>) {
+    fn heard(&self, node: NodeId, device: &DeviceId, health: Option<super::wire::proto::Health>) {
         let now = self.clock.now();
+        let members = self.members();
         let mut seen = self.seen();
+        // Whatever calls itself a device: of nodes that are no members, only the newest is remembered.
+        if !members.nodes.contains_key(&node) {
+            seen.members.retain(|other, contact| {
+                *other == node || contact.device.as_ref() != Some(device) || members.nodes.contains_key(other)
+            });
+        }
         let contact = seen.members.entry(node).or_default();
+        contact.device = Some(device.clone());
         contact.heard = Some(now);
         if let Some(health) = health {
             contact.unfit = shown(&health.unfit);
             contact.version = shown(&health.version);
             contact.incarnation = Some(Incarnation(health.incarnation));
             contact.store.get_or_insert(health.store);
+            contact.joins = health.joins;
         }
     }
 
     /// The store that a member is known to have; the first one that it shows is taken at its word. Whoever shows
     /// another has lost its votes and its log, and counting on either could elect two leaders.
     fn known_store(&self, node: NodeId, shown: Option<u64>) -> Option<u64> {
+        // What the site has agreed on, before what this sidecar happens to remember.
+        if let Some(noted) = self.members().nodes.get(&node).and_then(|n| n.store) {
+            return Some(noted);
+        }
         let mut seen = self.seen();
         let contact = seen.members.entry(node).or_default();
         contact.store = contact.store.or(shown);
@@ -238,7 +338,7 @@ mod tests {
         let member = Member { device: me.clone(), address: "10.0.0.1:7600".into(), role: Role::Voter };
         let timing = Timing::new(&crate::timing::Settings::default()).expect("consistent");
         let site = Site { id: SiteId::new("plant-7").expect("a name"), members: vec![member], timing };
-        Roster::new(site, me, Incarnation(1), 1, Arc::new(BootClock))
+        Roster::new(site, me, Incarnation(1), StoreId { number: 1, later: false }, Arc::new(BootClock))
     }
 
     #[test]
@@ -263,8 +363,10 @@ mod tests {
             version: "v".repeat(100_000),
             incarnation: 1,
             store: 1,
+            node: 9,
+            joins: false,
         };
-        roster.heard(node, Some(health));
+        roster.heard(node, &DeviceId::new("edge-2").expect("a name"), Some(health));
         let contact = roster.contacts()[&node].clone();
         assert_eq!((contact.unfit.len(), contact.version.len()), (WORDS_MAX, WORDS_MAX));
         assert!(!contact.unfit.contains(char::is_control));

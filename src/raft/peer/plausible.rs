@@ -147,8 +147,11 @@ mod tests {
 
     #[test]
     fn candidates_are_not_leaders_and_their_logs_are_not_from_the_future() {
-        let ask =
-            |ballot: Ballot, last| VoteRequest { ballot: Some(ballot), last_log_id: last, patience_us: 0 };
+        let ask = |ballot: Ballot, last| VoteRequest {
+            ballot: Some(ballot),
+            last_log_id: last,
+            ..VoteRequest::default()
+        };
         let stands = Ballot { term: 5, node: 7, committed: false };
         assert!(candidate(&ask(stands, Some(at(4, 9))), ME, 4).is_ok());
         assert!(candidate(&ask(Ballot { committed: true, ..stands }, None), ME, 4).is_err());

@@ -4,7 +4,7 @@
 //! What counts as proof differs between listeners: to have spoken HTTP/2 at all, or to have been recognised by the
 //! service behind it. Until then a connection may cost its place for a few seconds and nothing else. Places are also
 //! limited for each address, so that one machine gone mad leaves places for the others. What is said on a connection is not
-//! looked at here.
+//! looked at here, but for its first bytes: a listener may have one short line that is said instead of HTTP/2.
 
 use std::{
     collections::BTreeMap,
@@ -79,16 +79,57 @@ pub enum Proof {
     Bytes(usize),
     /// That somebody has set this.
     Recognised(Arc<AtomicBool>),
+    /// Nothing.
+    None,
+}
+
+/// What to do with the line that somebody says instead of HTTP/2; without its end, and perhaps cut off.
+pub type Heed = Arc<dyn Fn(&[u8]) + Send + Sync>;
+
+/// The longest such line in bytes; what is longer is cut, and fits nothing.
+const LINE_MAX: usize = 200;
+
+/// A connection whose first bytes may be a line.
+struct Opening {
+    magic: &'static [u8],
+    heed: Heed,
+    said: Vec<u8>,
+    heeded: bool,
+}
+
+enum Said {
+    Line,
+    More,
+    Other,
+}
+
+impl Opening {
+    /// More was read; nothing at the connection's end.
+    fn hear(&mut self, bytes: &[u8]) -> Said {
+        let first = self.said.first().or(bytes.first());
+        if first.is_none() || first != self.magic.first() {
+            return Said::Other;
+        }
+        self.said.extend(bytes.iter().take(LINE_MAX + 1 - self.said.len()));
+        let end = self.said.iter().position(|b| *b == b'\n');
+        if end.is_none() && !bytes.is_empty() && self.said.len() <= LINE_MAX {
+            return Said::More;
+        }
+        self.said.truncate(end.unwrap_or(self.said.len()));
+        (self.heed)(&self.said);
+        self.heeded = true;
+        Said::Line
+    }
 }
 
 /// A connection that ends with a time-out unless its proof comes in time.
-#[derive(Debug)]
 pub struct OnProbation<W, P> {
     wire: W,
     proof: Proof,
     heard: usize,
     patience: Option<Pin<Box<Sleep>>>,
-    _place: P,
+    opening: Option<Opening>,
+    place: P,
 }
 
 impl<W, P> OnProbation<W, P> {
@@ -96,17 +137,52 @@ impl<W, P> OnProbation<W, P> {
     pub fn new(wire: W, proof: Proof, place: P) -> OnProbation<W, P> {
         OnProbation {
             wire,
+            patience: (!matches!(proof, Proof::None)).then(|| Box::pin(tokio::time::sleep(PATIENCE))),
             proof,
             heard: 0,
-            patience: Some(Box::pin(tokio::time::sleep(PATIENCE))),
-            _place: place,
+            opening: None,
+            place,
         }
+    }
+
+    /// The same connection, on which a line that begins with the first byte of `magic` is heeded; the connection ends
+    /// behind it. HTTP/2 begins with a `P`.
+    #[must_use]
+    pub fn heeding(self, magic: &'static [u8], heed: Heed) -> OnProbation<W, P> {
+        OnProbation { opening: Some(Opening { magic, heed, said: Vec::new(), heeded: false }), ..self }
+    }
+
+    /// Whatever was dropped in as its place.
+    pub fn place(&self) -> &P {
+        &self.place
     }
 
     fn proven(&self) -> bool {
         match &self.proof {
             Proof::Bytes(needed) => self.heard >= *needed,
             Proof::Recognised(flag) => flag.load(Ordering::Relaxed),
+            Proof::None => true,
+        }
+    }
+}
+
+impl<W: AsyncRead + Unpin, P> OnProbation<W, P> {
+    /// Reads from the wire, but keeps a line that is heeded to itself.
+    fn read_wire(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.opening.as_ref().is_some_and(|opening| opening.heeded) {
+                return Poll::Ready(Ok(()));
+            }
+            let before = buf.filled().len();
+            let read = ready!(Pin::new(&mut self.wire).poll_read(cx, buf));
+            let (Some(opening), Ok(())) = (&mut self.opening, &read) else { return Poll::Ready(read) };
+            match opening.hear(buf.filled().get(before..).unwrap_or_default()) {
+                Said::Other => {
+                    self.opening = None;
+                    return Poll::Ready(read);
+                }
+                Said::Line | Said::More => buf.set_filled(before),
+            }
         }
     }
 }
@@ -118,7 +194,7 @@ impl<W: AsyncRead + Unpin, P: Unpin> AsyncRead for OnProbation<W, P> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.wire).poll_read(cx, buf);
+        let read = self.read_wire(cx, buf);
         self.heard = self.heard.saturating_add(buf.filled().len() - before);
         if self.patience.is_some() && self.proven() {
             self.patience = None;
@@ -185,6 +261,41 @@ mod tests {
         assert!(places.take(ip(1)).is_some());
         drop((b, c));
         assert!(places.taken.lock().expect("not poisoned").is_empty(), "nothing piles up");
+    }
+
+    /// What was heeded, and what else could be read, when this was said in pieces of `n` bytes.
+    async fn said(words: &[u8], n: usize) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let heeded = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+        let heard = heeded.clone();
+        let heed: Heed = Arc::new(move |line| heard.lock().expect("not poisoned").push(line.to_vec()));
+        let (mut other, wire) = duplex(n);
+        let mut connection = OnProbation::new(wire, Proof::None, ()).heeding(b"QU", heed);
+        let mut read = Vec::new();
+        let talk = async {
+            // A connection that has ended takes no more.
+            let _ = other.write_all(words).await;
+            drop(other);
+        };
+        let listen = async {
+            let _ = connection.read_to_end(&mut read).await.expect("reads");
+            drop(connection);
+        };
+        tokio::join!(talk, listen);
+        let heeded = heeded.lock().expect("not poisoned").clone();
+        (heeded, read)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_is_heeded_once_and_ends_the_connection_and_nothing_else_is() {
+        for n in [1, 3, 500] {
+            assert_eq!(said(b"QUIT it\nPRI", n).await, (vec![b"QUIT it".to_vec()], vec![]));
+            assert_eq!(said(b"QUIT", n).await, (vec![b"QUIT".to_vec()], vec![]));
+            assert_eq!(said(b"PRI * Q\n", n).await, (vec![], b"PRI * Q\n".to_vec()));
+            assert_eq!(said(b"", n).await, (vec![], vec![]));
+            let (heeded, read) = said(&[b'Q'; 10_000], n).await;
+            assert_eq!((heeded.len(), read.len()), (1, 0));
+            assert!(heeded[0].len() <= LINE_MAX + 1, "{}", heeded[0].len());
+        }
     }
 
     #[tokio::test(start_paused = true)]

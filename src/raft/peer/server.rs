@@ -2,6 +2,7 @@
 //! pre-votes are answered from memory.
 
 use std::{
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -10,7 +11,8 @@ use openraft::{
     error::RaftError,
     raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest},
 };
-use tokio_util::task::TaskTracker;
+use tokio_stream::{Stream, StreamExt as _};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Request, Response, Status,
     service::{Interceptor, interceptor::InterceptedService},
@@ -24,17 +26,25 @@ use crate::{
     ownership::command::Command,
     raft::{
         Proposer,
+        attest::Attest,
         deference::Deference,
         log::LogStore,
+        machine::Machine,
         types::{Raft, Snapshot, ballot},
         vote_guard::{Ballot, VoteGuard, VoteRefusal},
         vouch::Vouch,
         wire::{self, proto},
     },
+    seal::{Receipt, Secret},
+    timing::Timing,
 };
 
 /// What a caller says of itself is cut to this many bytes; names have at most 128.
 const NAME_MAX: usize = 129;
+const ANOTHER_STORE: &str =
+    "came back with another store, so what it voted and promised is lost; see 'A damaged store'";
+/// Where a refusal says which store of the caller's device is known here.
+pub(super) const KNOWN_STORE: &str = "quorate-known-store";
 
 /// The gRPC service. Clones share everything.
 #[derive(Clone)]
@@ -42,12 +52,16 @@ pub(crate) struct Service {
     pub(crate) roster: Arc<Roster>,
     pub(crate) raft: Raft,
     pub(crate) log: LogStore,
+    pub(crate) machine: Machine,
     pub(crate) guard: VoteGuard,
     pub(crate) vouch: Vouch,
     pub(crate) deference: Deference,
+    pub(crate) attest: Attest,
     pub(crate) proposer: Proposer,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tasks: TaskTracker,
+    /// Cancelled when this member stops answering.
+    pub(crate) stop: CancellationToken,
 }
 
 impl Service {
@@ -58,6 +72,42 @@ impl Service {
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
         InterceptedService::new(server, porter)
+    }
+
+    /// What the candidate has heard from the owner's fencer, this member may not have heard.
+    fn attested(&self, message: &proto::VoteRequest) {
+        let secret = <[u8; 32]>::try_from(message.receipt_secret.as_ref()).map(Secret::from_bytes);
+        if let (Ok(secret), Some(epoch)) = (secret, Epoch::new(message.receipt_epoch)) {
+            self.attest.hear(Receipt { epoch, secret });
+        }
+    }
+
+    /// One question for a promise, answered from memory.
+    fn promise(&self, caller: NodeId, message: proto::RenewRequest) -> Result<proto::RenewReply, Status> {
+        if let Some(device) = self.roster.device_of(caller) {
+            self.roster.heard(caller, &device, None);
+        }
+        let from = plausible::ballot(message.ballot, caller, self.term())?;
+        let epoch =
+            Epoch::new(message.epoch).ok_or_else(|| Status::invalid_argument("the epoch is out of range"))?;
+        let ballot = Ballot { term: from.term, node: caller };
+        let promised = self.guard.promise(ballot, epoch, Duration::from_micros(message.refusal_us));
+        if promised.is_ok() {
+            // Who leads needs its turn no longer, and may be lost before that would have ended.
+            self.deference.release(caller);
+            let asked = Moment::from_nanos(message.echo_ns);
+            // No lease has more left than its whole length.
+            let left = Duration::from_micros(message.lease_left_us).min(self.machine.timing().hold());
+            self.vouch.heard(self.clock.now(), caller, epoch, asked, left);
+        }
+        Ok(proto::RenewReply {
+            promised: promised.is_ok(),
+            reason: promised.err().map(|e| e.to_string()).unwrap_or_default(),
+            applied_index: self.raft.metrics().borrow().last_applied.map_or(0, |id| id.index),
+            health: None,
+            echo_ns: self.clock.now().as_nanos(),
+            number: message.number,
+        })
     }
 
     /// The node's highest term, which bounds what others may come with.
@@ -102,7 +152,8 @@ impl Porter {
         };
         let (site, device, digest) = (said("quorate-site"), said("quorate-device"), said("quorate-digest"));
         let own = &roster.site;
-        let known = DeviceId::new(device).ok().and_then(|d| own.member(&d).map(|m| m.node_id()));
+        let known = DeviceId::new(device).ok().filter(|d| own.member(d).is_some());
+        let mut another_store = None;
         let reason = match known {
             _ if site.is_empty() && device.is_empty() => {
                 "it does not introduce itself as a sidecar".to_owned()
@@ -113,43 +164,74 @@ impl Porter {
                 format!("it calls itself {device}, which is this device")
             }
             Some(_) if digest != format!("{:016x}", own.digest()) => {
-                format!("{device} was given another member list or other timing")
+                let there = request.metadata().get("quorate-timing").and_then(|v| v.to_str().ok());
+                let differences = there
+                    .and_then(|json| serde_json::from_str::<Timing>(json).ok())
+                    .map(|there| own.timing.differences(&there))
+                    .unwrap_or_default();
+                match differences.is_empty() {
+                    true => format!("{device} was given another member list or other timing"),
+                    false => format!("{device} was given other timing: {}", differences.join(", ")),
+                }
             }
             Some(_) if !["", roster.me.as_str()].contains(&said("quorate-to-device")) => format!(
                 "{device} takes this device, {}, for {}: device.id is wrong here, or an address in its site.members",
                 roster.me,
                 said("quorate-to-device"),
             ),
-            Some(node) => match self.stores_fit(node, said("quorate-store"), said("quorate-to-store")) {
-                Ok(()) => {
-                    roster.heard(node, None);
+            Some(known) => match self.stores_fit(&known, &said) {
+                Ok(node) => {
+                    roster.heard(node, &known, None);
                     return Ok(node);
                 }
-                Err(reason) => format!("{device} {reason}"),
+                Err((reason, another)) => {
+                    another_store = another;
+                    format!("{device} {reason}")
+                }
             },
         };
         let from = request.extensions().get::<transport::From>().map_or("unknown", |f| f.address.as_str());
         roster.refused(device, from, reason.clone());
-        Err(Status::failed_precondition(format!("refused by {}: {reason}", roster.me)))
+        let mut status = Status::failed_precondition(format!("refused by {}: {reason}", roster.me));
+        if let Some(known) = another_store.and_then(|store| format!("{store:016x}").parse().ok()) {
+            status.metadata_mut().insert(KNOWN_STORE, known);
+        }
+        Err(status)
     }
 
-    /// Whether the caller still has the store that it had, and means the store that this member has. A member of
-    /// another version may leave either out.
-    fn stores_fit(&self, node: NodeId, its: &str, to: &str) -> Result<(), &'static str> {
-        let number = |text| u64::from_str_radix(text, 16).ok();
-        if let Some(its) = number(its)
-            && self.0.known_store(node, Some(its)) != Some(its)
-        {
-            return Err(
-                "came back with another store, so what it voted and promised is lost; see 'A damaged store'",
-            );
+    /// Which node the caller is, if it still has the store that it had, and means the store that this member has. A
+    /// member of another version may leave any of it out.
+    ///
+    /// # Errors
+    /// Why not, and the store that is known instead of the caller's.
+    fn stores_fit<'a>(
+        &self,
+        device: &DeviceId,
+        said: &impl Fn(&'static str) -> &'a str,
+    ) -> Result<NodeId, (&'static str, Option<u64>)> {
+        let number = |key| u64::from_str_radix(said(key), 16).ok();
+        let its = number("quorate-store");
+        let node = number("quorate-node").map_or(device.first_node(), NodeId);
+        if node != device.first_node() && its.is_none_or(|store| node != device.later_node(store)) {
+            return Err(("names a node that is none of its own", None));
         }
-        match number(to) {
-            Some(to) if to != self.0.store => {
-                Err("knows another store of this device, whose data folder was replaced")
-            }
-            _ => Ok(()),
+        // A device whose later store is a member never comes back as its first.
+        let members = self.0.members();
+        let instead = members.voter_of(device).filter(|_| !members.nodes.contains_key(&node));
+        if let Some(voter) = instead.filter(|_| node == device.first_node()) {
+            let store = members.nodes.get(&voter).and_then(|n| n.store);
+            return Err((ANOTHER_STORE, Some(store.unwrap_or_default())));
         }
+        let known = self.0.known_store(node, its);
+        if its.is_some() && known != its {
+            return Err((ANOTHER_STORE, known));
+        }
+        let other_node = number("quorate-to-node").is_some_and(|to| to != self.0.node.0);
+        let other_store = number("quorate-to-store").is_some_and(|to| to != self.0.store.number);
+        if other_node || other_store {
+            return Err(("knows another store of this device, whose data folder was replaced", None));
+        }
+        Ok(node)
     }
 }
 
@@ -170,6 +252,7 @@ impl proto::peer_server::Peer for Service {
         let caller = caller(&request)?;
         let message = request.into_inner();
         plausible::candidate(&message, caller, self.term())?;
+        self.attested(&message);
         let vote = wire::take_vote(message.ballot)?;
         let ticket = self.guard.begin_vote(Some(ballot(&vote))).map_err(refused)?;
         // The vote counts whoever's turn it is; from now on it is this candidate's, if it can win and it is nobody else's.
@@ -198,6 +281,7 @@ impl proto::peer_server::Peer for Service {
         let caller = caller(&request)?;
         let message = request.into_inner();
         plausible::candidate(&message, caller, self.term())?;
+        self.attested(&message);
         let patience = Duration::from_micros(message.patience_us);
         let theirs = message.last_log_id.map(wire::take_log_id);
         let reply = match self.guard.may_vote() {
@@ -206,11 +290,15 @@ impl proto::peer_server::Peer for Service {
                 reason: refusal.to_string(),
                 wait_us: refusal.left().map_or(0, micros),
             },
-            Ok(()) if theirs < self.log.last_log_id() => proto::PreVoteReply {
-                would_grant: false,
-                reason: "its log is older than this member's".into(),
-                wait_us: 0,
-            },
+            Ok(()) if theirs < self.log.last_log_id() => {
+                // Its turn, if it had one, can come to nothing any more.
+                self.deference.release(caller);
+                proto::PreVoteReply {
+                    would_grant: false,
+                    reason: "its log is older than this member's".into(),
+                    wait_us: 0,
+                }
+            }
             Ok(()) => match self.deference.give_way(caller, patience) {
                 Ok(()) => proto::PreVoteReply { would_grant: true, ..Default::default() },
                 Err(left) => proto::PreVoteReply {
@@ -263,28 +351,26 @@ impl proto::peer_server::Peer for Service {
         Ok(Response::new(proto::SnapshotReply { ballot: Some(wire::put_vote(&reply.vote)) }))
     }
 
-    async fn renew(&self, request: Request<proto::RenewRequest>) -> Answer<proto::RenewReply> {
+    type RenewStream = Pin<Box<dyn Stream<Item = Result<proto::RenewReply, Status>> + Send>>;
+
+    async fn renew(
+        &self,
+        request: Request<tonic::Streaming<proto::RenewRequest>>,
+    ) -> Answer<Self::RenewStream> {
         let caller = caller(&request)?;
-        let message = request.into_inner();
-        let from = plausible::ballot(message.ballot, caller, self.term())?;
-        let epoch =
-            Epoch::new(message.epoch).ok_or_else(|| Status::invalid_argument("the epoch is out of range"))?;
-        let ballot = Ballot { term: from.term, node: caller };
-        let promised = self.guard.promise(ballot, epoch, Duration::from_micros(message.refusal_us));
-        if promised.is_ok() {
-            let asked = Moment::from_nanos(message.echo_ns);
-            // No lease has more left than its whole length.
-            let left = Duration::from_micros(message.lease_left_us).min(self.roster.site.timing.hold());
-            self.vouch.heard(self.clock.now(), caller, epoch, asked, left);
-        }
-        let applied = self.raft.metrics().borrow().last_applied.map_or(0, |id| id.index);
-        Ok(Response::new(proto::RenewReply {
-            promised: promised.is_ok(),
-            reason: promised.err().map(|e| e.to_string()).unwrap_or_default(),
-            applied_index: applied,
-            health: Some(self.roster.health()),
-            echo_ns: self.clock.now().as_nanos(),
-        }))
+        let (service, mut told) = (self.clone(), None);
+        let answers = request.into_inner().map(move |question| {
+            let mut reply = service.promise(caller, question?)?;
+            let health = service.roster.health();
+            if told.as_ref() != Some(&health) {
+                reply.health = Some(health.clone());
+                told = Some(health);
+            }
+            Ok(reply)
+        });
+        // A stream has no end of its own, and this member shall not wait for one.
+        let until = self.stop.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(futures_util::StreamExt::take_until(answers, until))))
     }
 
     async fn propose(&self, request: Request<proto::ProposeRequest>) -> Answer<proto::ProposeReply> {
@@ -301,7 +387,9 @@ impl proto::peer_server::Peer for Service {
 
     async fn greet(&self, request: Request<proto::GreetRequest>) -> Answer<proto::GreetReply> {
         let caller = caller(&request)?;
-        self.roster.heard(caller, request.into_inner().health);
+        if let Some(device) = self.roster.device_of(caller) {
+            self.roster.heard(caller, &device, request.into_inner().health);
+        }
         Ok(Response::new(proto::GreetReply { health: Some(self.roster.health()) }))
     }
 }
@@ -315,7 +403,7 @@ mod tests {
     use super::*;
     use crate::{
         clock::BootClock,
-        id::{Incarnation, SiteId},
+        id::{Incarnation, SiteId, StoreId},
         site::{Member, Role, Site},
         timing::{Settings, Timing},
     };
@@ -330,7 +418,13 @@ mod tests {
             members: vec![member(1), member(2), member(3)],
             timing: Timing::new(&Settings::default()).expect("consistent"),
         };
-        Porter(Arc::new(Roster::new(site, name(2), Incarnation(1), 2, Arc::new(BootClock))))
+        Porter(Arc::new(Roster::new(
+            site,
+            name(2),
+            Incarnation(1),
+            StoreId { number: 2, later: false },
+            Arc::new(BootClock),
+        )))
     }
 
     /// A knock of `device`, whose store is number `store`, meant for `to` and its store `to_store`.
@@ -353,7 +447,7 @@ mod tests {
     #[test]
     fn a_member_is_let_in() {
         let node = knock(&porter(), "edge-1", "7", "edge-2", "2").expect("it belongs here");
-        assert_eq!(node, DeviceId::new("edge-1").expect("a name").node_id());
+        assert_eq!(node, DeviceId::new("edge-1").expect("a name").first_node());
     }
 
     #[test]
@@ -363,6 +457,39 @@ mod tests {
         assert!(refused.contains("takes this device, edge-2, for edge-3"), "{refused}");
         let refused = knock(&porter(), "edge-1", "7", "edge-2", "9").expect_err("it knows another store");
         assert!(refused.contains("knows another store of this device"), "{refused}");
+    }
+
+    #[test]
+    fn a_later_store_is_another_node_and_the_first_never_comes_back() {
+        let porter = porter();
+        let (name, other) = ("edge-1", DeviceId::new("edge-3").expect("a name"));
+        let device = DeviceId::new(name).expect("a name");
+        let knock = |node: NodeId, store: u64| {
+            let (node, store) = (node.to_string(), format!("{store:x}"));
+            let said = |key| match key {
+                "quorate-node" => node.as_str(),
+                "quorate-store" => store.as_str(),
+                _ => "",
+            };
+            porter.stores_fit(&device, &said)
+        };
+        assert_eq!(knock(device.later_node(7), 7), Ok(device.later_node(7)));
+        for foreign in [device.later_node(8), other.first_node()] {
+            knock(foreign, 7).expect_err("it is none of its nodes");
+        }
+        // What the site has noted counts, whatever this sidecar remembers.
+        let node = |store| crate::raft::members::Node { device: device.clone(), store: Some(store) };
+        let members = |id: NodeId, store| crate::raft::members::Members {
+            voters: vec![[id].into()],
+            nodes: [(id, node(store))].into(),
+        };
+        porter.0.now_members(&members(device.first_node(), 1));
+        assert_eq!(knock(device.first_node(), 2).map_err(|(_, known)| known), Err(Some(1)));
+        assert_eq!(knock(device.first_node(), 1), Ok(device.first_node()));
+        porter.0.now_members(&members(device.later_node(7), 7));
+        assert_eq!(knock(device.first_node(), 2).map_err(|(_, known)| known), Err(Some(7)));
+        assert_eq!(knock(device.first_node(), 1).map_err(|(_, known)| known), Err(Some(7)));
+        assert_eq!(knock(device.later_node(7), 7), Ok(device.later_node(7)));
     }
 
     #[test]

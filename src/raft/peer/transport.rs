@@ -10,20 +10,19 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, atomic::AtomicBool},
-    task::{Context, Poll},
     time::Duration,
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
 };
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
-use super::probation::{OnProbation, Places, Proof};
+use super::probation::{OnProbation, Place, Places, Proof};
 
-/// Open connections that came in. Eight other members need one each, and for a moment a second one.
+/// Open connections that came in. Eight other members need two each, and for a moment twice as many.
 const CONNECTIONS_MAX: usize = 64;
 /// How many of them may come from one address: all members, should the network hide them behind one.
 const CONNECTIONS_EACH: usize = 32;
@@ -33,22 +32,27 @@ pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Wire for T {}
 
 /// One connection, whatever it is made of.
-pub struct Connection {
-    wire: Box<dyn Wire>,
+pub type Connection = OnProbation<Box<dyn Wire>, Guest>;
+
+/// Whose connection it is, and the place that it takes if it came in.
+#[derive(Debug)]
+pub struct Guest {
     from: From,
+    _place: Option<Place>,
 }
 
 impl Connection {
-    /// A connection with the address to show for its other end.
-    pub fn new(wire: impl Wire, from: impl Into<String>) -> Connection {
-        Connection { wire: Box::new(wire), from: From { address: from.into(), recognised: Arc::default() } }
+    /// A connection with the address to show for its other end. It may take its time.
+    pub fn open(wire: impl Wire, from: impl Into<String>) -> Connection {
+        let from = From { address: from.into(), recognised: Arc::default() };
+        OnProbation::new(Box::new(wire), Proof::None, Guest { from, _place: None })
     }
 
     /// A connection that ends unless a member is recognised on it in time.
-    fn on_probation<P: Send + Unpin + 'static>(wire: impl Wire, from: String, place: P) -> Connection {
+    fn accepted(wire: impl Wire, from: String, place: Place) -> Connection {
         let recognised = Arc::<AtomicBool>::default();
-        let wire = OnProbation::new(wire, Proof::Recognised(recognised.clone()), place);
-        Connection { wire: Box::new(wire), from: From { address: from, recognised } }
+        let from = From { address: from, recognised: recognised.clone() };
+        OnProbation::new(Box::new(wire), Proof::Recognised(recognised), Guest { from, _place: Some(place) })
     }
 }
 
@@ -64,43 +68,7 @@ pub struct From {
 impl Connected for Connection {
     type ConnectInfo = From;
     fn connect_info(&self) -> From {
-        self.from.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.wire).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.wire).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.wire).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.wire.is_write_vectored()
+        self.place().from.clone()
     }
 }
 
@@ -129,7 +97,7 @@ impl Dialer for TcpDialer {
             #[expect(clippy::disallowed_methods, reason = "this is the LAN's real dialer")]
             let stream = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect(&address)).await??;
             stream.set_nodelay(true)?;
-            Ok(Connection::new(stream, address))
+            Ok(Connection::open(stream, address))
         })
     }
 }
@@ -156,7 +124,7 @@ pub fn tcp(listener: TcpListener) -> Incoming {
                 continue;
             };
             if stream.set_nodelay(true).is_ok() {
-                break Connection::on_probation(stream, from.to_string(), place);
+                break Connection::accepted(stream, from.to_string(), place);
             }
         };
         Some((Ok(connection), (listener, places)))

@@ -1,6 +1,10 @@
 use super::*;
 use crate::{
     dice::Dice,
+    ownership::{
+        command::{Command, SettleTiming},
+        pace::Pace,
+    },
     timing::{Settings, Timing},
 };
 
@@ -36,6 +40,7 @@ fn refuses_to_vote_within_the_window_of_its_promise() {
 #[test]
 fn promises_for_as_long_as_the_owner_needs() {
     let mut g = settled();
+    g.durable(REFUSAL * 2);
     g.promise(at(10_000), ballot(1, 1), epoch(1), REFUSAL * 2).expect("promises");
     assert!(g.may_vote(at(11_000)).is_err());
     // A shorter renewal does not shorten what was promised.
@@ -45,12 +50,22 @@ fn promises_for_as_long_as_the_owner_needs() {
 }
 
 #[test]
-fn promises_nobody_an_eternity() {
+fn promises_no_longer_than_a_restart_would_remember() {
     let mut g = settled();
-    g.promise(at(10_000), ballot(1, 1), epoch(1), Duration::MAX).expect("promises");
-    let end = at(10_000) + timing::REFUSAL_MAX;
-    assert!(g.may_vote(end.before(Duration::from_millis(1))).is_err());
-    assert_eq!(g.may_vote(end), Ok(()));
+    let too_long = |g: &mut Guard, asked| {
+        let promised = g.promise(at(10_000), ballot(1, 1), epoch(1), asked);
+        assert!(matches!(promised, Err(PromiseRefusal::TooLong { .. })), "{asked:?}: {promised:?}");
+        assert_eq!(g.may_vote(at(10_000)), Ok(()), "a refused promise binds nobody");
+    };
+    too_long(&mut g, REFUSAL + Duration::from_millis(1));
+    too_long(&mut g, Duration::MAX);
+    g.durable(REFUSAL * 2);
+    too_long(&mut g, REFUSAL * 3);
+    g.promise(at(10_000), ballot(1, 1), epoch(1), REFUSAL * 2).expect("it is on disk");
+    // Less is on disk than the configured window: the next start refuses for that one.
+    let mut g = settled();
+    g.durable(Duration::ZERO);
+    g.promise(at(10_000), ballot(1, 1), epoch(1), REFUSAL).expect("it is configured");
 }
 
 #[test]
@@ -151,6 +166,10 @@ enum Step {
     Restart(usize),
     /// The owner stops, and its receipt reaches those in the mask.
     Release { node: usize, reach: u8 },
+    /// The owner has another timing agreed, with those in the mask.
+    Stretch { node: usize, reach: u8, stretch: u32 },
+    /// The owner has it agreed that the present timing has settled, if it has.
+    Settle { node: usize, reach: u8 },
 }
 
 /// A walk whose steps are drawn so that there is usually an owner, and usually a way to lose it: who reaches whom
@@ -191,9 +210,15 @@ impl Walk {
                 Step::Arrive(usize::try_from(under_way - 1 - back).expect("small"))
             }
             (60..76, _) => Step::Pass(1 + self.below(60)),
+            (76, _) if self.below(2) == 0 => Step::Pass(950 + self.below(150)),
             (76, _) => Step::Pass(550 + self.below(150)),
             (77..88, _) => Step::Campaign { node, reach },
-            (88..93, _) => Step::Claim { node, reach },
+            (88..91, _) => Step::Claim { node, reach },
+            (91, Some(node)) => {
+                let stretch = 100 + 100 * u32::from(self.below(2) == 0);
+                Step::Stretch { node, reach: self.reach[node], stretch }
+            }
+            (92, Some(node)) => Step::Settle { node, reach: self.reach[node] },
             (93..98, _) => Step::Restart(node),
             (98..100, Some(node)) => Step::Release { node, reach: self.reach[node] },
             _ => Step::Claim { node, reach },
@@ -208,13 +233,16 @@ struct Question {
     ballot: Ballot,
     epoch: Epoch,
     asked_ms: u64,
+    timing: Timing,
 }
 
 /// An ownership as its owner sees it.
 struct Owner {
     epoch: Epoch,
-    /// The newest question that each node has answered with a promise, in true time.
+    /// Until when each node's promises let the workload run to the end of its grace, in true time.
     promised_ms: [Option<u64>; 5],
+    /// Since when it has used the present timing, in true time.
+    steady_ms: u64,
 }
 
 /// Five guards on clocks whose rates differ, and the owners they elect. Everything but the guard is simplified to the
@@ -222,6 +250,9 @@ struct Owner {
 /// bound.
 struct Model {
     timing: Timing,
+    /// Commands about the timing, as they were committed, and how many of them each node has on its disk.
+    log: Vec<Command>,
+    known: [usize; 5],
     true_ms: u64,
     rates_ppm: [u64; 5],
     guards: Vec<Guard>,
@@ -230,6 +261,7 @@ struct Model {
     owners: [Option<Owner>; 5],
     questions: Vec<Question>,
     epoch: Epoch,
+    settled: u32,
 }
 
 impl Model {
@@ -241,6 +273,8 @@ impl Model {
         let (leads, owners) = ([None; 5], [const { None }; 5]);
         Model {
             timing,
+            log: Vec::new(),
+            known: [0; 5],
             true_ms: 0,
             rates_ppm,
             guards,
@@ -248,6 +282,7 @@ impl Model {
             owners,
             questions: Vec::new(),
             epoch: Epoch::ZERO,
+            settled: 0,
         }
     }
 
@@ -258,11 +293,45 @@ impl Model {
     /// Until when, in true time, the workload of this owner may run.
     fn runs_until(&self, node: usize) -> u64 {
         let Some(owner) = &self.owners[node] else { return 0 };
-        let mut asked: Vec<u64> = owner.promised_ms.iter().flatten().copied().collect();
-        asked.sort_unstable_by(|a, b| b.cmp(a));
-        let Some(quorum) = asked.get(2) else { return 0 };
-        let act = u64::try_from((self.timing.hold() + self.timing.stop_grace()).as_nanos()).expect("short");
-        quorum + act.div_ceil(1_000_000 + self.rates_ppm[node])
+        let mut until: Vec<u64> = owner.promised_ms.iter().flatten().copied().collect();
+        until.sort_unstable_by(|a, b| b.cmp(a));
+        until.get(2).copied().unwrap_or(0)
+    }
+
+    /// The agreed timing, as far as the node has it on its disk.
+    fn pace(&self, node: usize) -> Pace {
+        let mut pace = Pace::default();
+        for command in &self.log[..self.known[node]] {
+            pace.apply(command).expect("it was committed");
+        }
+        pace
+    }
+
+    /// Commits a command of this leader, if a quorum of those reached follows it.
+    fn commit(&mut self, node: usize, reach: u8, command: Command) {
+        let Some(ballot) = self.leads[node] else { return };
+        let follow: Vec<usize> =
+            Self::reached(node, reach).filter(|n| self.guards[*n].highest() <= ballot).collect();
+        // Whoever has campaigned since leads no more.
+        if follow.len() < 3 || !follow.contains(&node) {
+            return;
+        }
+        assert_eq!(self.known[node], self.log.len(), "a leader knows all that was committed");
+        self.log.push(command);
+        self.catch_up(&follow, ballot);
+        if let Some(owner) = &mut self.owners[node] {
+            owner.steady_ms = self.true_ms;
+        }
+    }
+
+    /// These nodes follow the leader's ballot, and have written all that was committed.
+    fn catch_up(&mut self, follow: &[usize], ballot: Ballot) {
+        for n in follow {
+            self.guards[*n].observe(ballot);
+            self.known[*n] = self.log.len();
+            let widest = self.pace(*n).widest();
+            self.guards[*n].durable(widest);
+        }
     }
 
     fn reached(node: usize, reach: u8) -> impl Iterator<Item = usize> {
@@ -277,8 +346,15 @@ impl Model {
                     return Ok(());
                 };
                 let (epoch, asked_ms) = (owner.epoch, self.true_ms);
-                let questions =
-                    Self::reached(node, reach).map(|to| Question { from: node, to, ballot, epoch, asked_ms });
+                let timing = self.pace(node).timing(&self.timing);
+                let questions = Self::reached(node, reach).map(|to| Question {
+                    from: node,
+                    to,
+                    ballot,
+                    epoch,
+                    asked_ms,
+                    timing,
+                });
                 self.questions.extend(questions);
             }
             Step::Arrive(which) => {
@@ -287,14 +363,15 @@ impl Model {
                 }
                 let q = self.questions.swap_remove(which % self.questions.len());
                 let now = self.local(q.to);
-                let promised =
-                    self.guards[q.to].promise(now, q.ballot, q.epoch, self.timing.refusal()).is_ok();
+                let promised = self.guards[q.to].promise(now, q.ballot, q.epoch, q.timing.refusal()).is_ok();
                 let current = self.leads[q.from] == Some(q.ballot);
                 if let Some(owner) =
                     self.owners[q.from].as_mut().filter(|o| promised && current && o.epoch == q.epoch)
                 {
-                    let newest = &mut owner.promised_ms[q.to];
-                    *newest = (*newest).max(Some(q.asked_ms));
+                    let act = u64::try_from((q.timing.hold() + q.timing.stop_grace()).as_nanos());
+                    let act = act.expect("short").div_ceil(1_000_000 + self.rates_ppm[q.from]);
+                    let latest = &mut owner.promised_ms[q.to];
+                    *latest = (*latest).max(Some(q.asked_ms + act));
                 }
                 for node in 0..5 {
                     self.check(node)?;
@@ -306,7 +383,9 @@ impl Model {
                 for other in Self::reached(node, reach) {
                     let now = self.local(other);
                     let ask = if other == node { None } else { Some(ballot) };
-                    if self.guards[other].begin_vote(now, ask).is_ok() {
+                    // Raft: nobody votes for a candidate that lacks what it has itself.
+                    let complete = self.known[node] >= self.known[other];
+                    if complete && self.guards[other].begin_vote(now, ask).is_ok() {
                         self.guards[other].observe(ballot);
                         self.guards[other].end_vote();
                         votes += 1;
@@ -323,16 +402,13 @@ impl Model {
                 let Some(ballot) = self.leads[node].filter(|_| self.owners[node].is_none()) else {
                     return Ok(());
                 };
-                let acknowledged =
-                    Self::reached(node, reach).filter(|n| self.guards[*n].highest() <= ballot).count();
-                if acknowledged >= 3 {
-                    Self::reached(node, reach).for_each(|n| {
-                        if self.guards[n].highest() <= ballot {
-                            self.guards[n].observe(ballot);
-                        }
-                    });
+                let follow: Vec<usize> =
+                    Self::reached(node, reach).filter(|n| self.guards[*n].highest() <= ballot).collect();
+                if follow.len() >= 3 && self.known[node] == self.log.len() {
+                    self.catch_up(&follow, ballot);
                     self.epoch = self.epoch.next().expect("few");
-                    self.owners[node] = Some(Owner { epoch: self.epoch, promised_ms: [None; 5] });
+                    let owner = Owner { epoch: self.epoch, promised_ms: [None; 5], steady_ms: self.true_ms };
+                    self.owners[node] = Some(owner);
                 }
             }
             Step::Restart(node) => {
@@ -341,12 +417,32 @@ impl Model {
                 let highest = self.guards[node].highest();
                 self.leads[node] = self.leads[node].filter(|ballot| *ballot == highest);
                 let refusal = self.timing.refusal();
-                self.guards[node] = Guard::new(self.local(node), refusal, refusal, highest);
+                let widest = self.pace(node).widest();
+                self.guards[node] = Guard::new(self.local(node), refusal, refusal.max(widest), highest);
+                self.guards[node].durable(widest);
             }
             Step::Release { node, reach } => {
                 let Some(owner) = self.owners[node].take() else { return Ok(()) };
                 Self::reached(node, reach).for_each(|other| self.guards[other].lift(owner.epoch));
             }
+            Step::Stretch { node, reach, stretch } if self.owners[node].is_some() => {
+                let set = self.pace(node).change(&self.timing, stretch, String::new(), 0);
+                self.commit(node, reach, Command::SetTiming(set));
+            }
+            Step::Settle { node, reach } => {
+                let Some(owner) = &self.owners[node] else { return Ok(()) };
+                let pace = self.pace(node);
+                let steady = self
+                    .local(node)
+                    .since(Moment::from_nanos(owner.steady_ms * (1_000_000 + self.rates_ppm[node])));
+                if pace.settling() && steady >= pace.widest() {
+                    let settle = SettleTiming { base: pace.version };
+                    let before = self.log.len();
+                    self.commit(node, reach, Command::SettleTiming(settle));
+                    self.settled += u32::from(self.log.len() > before);
+                }
+            }
+            Step::Stretch { .. } => {}
         }
         Ok(())
     }
@@ -369,6 +465,7 @@ impl Model {
 
 #[test]
 fn no_two_workloads_may_run_at_once() {
+    let mut settled = 0;
     for seed in 0..600 {
         let mut walk = Walk::new(seed);
         let rates = std::array::from_fn(|_| walk.below(10_000));
@@ -384,5 +481,41 @@ fn no_two_workloads_may_run_at_once() {
             "seed {seed}: only {} ownerships, the walk proves little",
             model.epoch
         );
+        settled += model.settled;
     }
+    assert!(settled > 50, "the timing became wide and narrow again {settled} times only");
+}
+
+#[test]
+fn who_is_barred_votes_no_more() {
+    for bar in [Bar::DiskFailed, Bar::Amnesia] {
+        let mut g = settled();
+        assert_eq!(g.may_vote(at(10_000)), Ok(()));
+        g.bar(bar);
+        // Neither time, nor a receipt, nor a higher ballot lifts it.
+        g.lift(epoch(1));
+        g.observe(ballot(7, 1));
+        for ms in [10_000, 20_000, 10_000_000] {
+            assert_eq!(g.may_vote(at(ms)), Err(VoteRefusal::Barred(bar)));
+            assert_eq!(g.begin_vote(at(ms), Some(ballot(9, 2))), Err(VoteRefusal::Barred(bar)));
+            assert_eq!(g.begin_vote(at(ms), None), Err(VoteRefusal::Barred(bar)));
+        }
+    }
+}
+
+#[test]
+fn who_has_forgotten_its_votes_promises_nothing() {
+    let mut g = settled();
+    g.bar(Bar::Amnesia);
+    // A disk that fails as well does not bring the votes back.
+    g.bar(Bar::DiskFailed);
+    let refused = g.promise(at(10_000), ballot(9, 1), epoch(1), REFUSAL);
+    assert_eq!(refused, Err(PromiseRefusal::Barred(Bar::Amnesia)));
+    // Who still knows them may keep a healthy owner's lease alive.
+    let mut g = settled();
+    g.observe(ballot(4, 2));
+    g.bar(Bar::DiskFailed);
+    assert_eq!(g.promise(at(10_000), ballot(4, 2), epoch(1), REFUSAL), Ok(()));
+    let refused = g.promise(at(10_000), ballot(3, 1), epoch(1), REFUSAL);
+    assert_eq!(refused, Err(PromiseRefusal::Higher { seen: ballot(4, 2) }));
 }

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 const KILL_AFTER: Duration = Duration::from_millis(150);
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn at(ms: u64) -> Moment {
     Moment::default() + Duration::from_millis(ms)
@@ -13,7 +14,11 @@ fn epoch(n: u64) -> Epoch {
 }
 
 fn start(e: u64, ms: u64) -> Input {
-    Input::Said(Command::Start { epoch: epoch(e), until: at(ms) })
+    Input::Said(Command::Start { epoch: epoch(e), until: at(ms), secret: Some(secret()) })
+}
+
+fn secret() -> Secret {
+    Secret::from_bytes([7; 32])
 }
 
 fn extend(e: u64, ms: u64) -> Input {
@@ -25,7 +30,7 @@ fn ended() -> Input {
 }
 
 fn running() -> Fence {
-    let mut fence = Fence::new(KILL_AFTER);
+    let mut fence = Fence::new(KILL_AFTER, STOP_TIMEOUT);
     assert_eq!(fence.step(at(0), start(7, 400)), [Deed::Spawn(epoch(7))]);
     assert_eq!(fence.step(at(1), Input::Spawned { pid: 42 }), []);
     assert_eq!(fence.step(at(2), Input::Executed), [Deed::Tell(Event::Running { epoch: epoch(7), pid: 42 })]);
@@ -75,7 +80,7 @@ fn extending_moves_forward_only_and_only_the_own_epoch() {
 
 #[test]
 fn a_start_that_is_late_or_a_second_one_is_refused() {
-    let mut fence = Fence::new(KILL_AFTER);
+    let mut fence = Fence::new(KILL_AFTER, STOP_TIMEOUT);
     assert_eq!(fence.step(at(400), start(7, 400)), [Deed::Tell(Event::Late { epoch: epoch(7) })]);
     let mut fence = running();
     assert_eq!(fence.step(at(5), start(8, 600)), [Deed::Tell(Event::Busy { epoch: epoch(8) })]);
@@ -86,14 +91,32 @@ fn a_start_that_is_late_or_a_second_one_is_refused() {
 fn a_stop_near_the_deadline_does_not_win_time() {
     let mut fence = running();
     fence.step(at(390), Input::Said(Command::Stop));
-    assert_eq!(fence.wake_at(), Some(at(540)));
+    assert_eq!(fence.wake_at(), Some(at(550)));
     fence.step(at(395), Input::Said(Command::Stop));
-    assert_eq!(fence.wake_at(), Some(at(540)));
+    assert_eq!(fence.wake_at(), Some(at(550)));
+    // From the deadline on nothing moves it any more, and the sidecar is not needed.
+    fence.step(at(400), extend(7, 5_000));
+    assert_eq!(fence.wake_at(), Some(at(550)));
+    assert_eq!(fence.step(at(550), Input::Tick), [Deed::Kill]);
+}
+
+#[test]
+fn a_stop_in_good_time_has_as_long_as_the_lease_is_renewed() {
+    let mut fence = running();
+    fence.step(at(10), Input::Said(Command::Stop));
+    assert_eq!(fence.wake_at(), Some(at(550)), "no longer than the deadline allows");
+    fence.step(at(390), extend(7, 800));
+    assert_eq!(fence.wake_at(), Some(at(950)));
+    fence.step(at(790), extend(8, 9_000));
+    assert_eq!(fence.wake_at(), Some(at(950)), "another epoch's deadline is none of its");
+    fence.step(at(790), extend(7, 9_000));
+    assert_eq!(fence.wake_at(), Some(at(10) + STOP_TIMEOUT), "and no longer than its own time");
+    assert_eq!(fence.step(at(10) + STOP_TIMEOUT, Input::Tick), [Deed::Kill]);
 }
 
 #[test]
 fn a_crash_clears_the_rest_then_pauses_longer_each_time() {
-    let mut fence = Fence::new(KILL_AFTER);
+    let mut fence = Fence::new(KILL_AFTER, STOP_TIMEOUT);
     fence.step(at(0), start(7, 50_000));
     let mut now = 10;
     for (failures, pause) in [(1, 200), (2, 400), (3, 800), (4, 1600)] {
@@ -115,7 +138,7 @@ fn a_crash_clears_the_rest_then_pauses_longer_each_time() {
 
 #[test]
 fn a_steady_run_clears_the_failures() {
-    let mut fence = Fence::new(KILL_AFTER);
+    let mut fence = Fence::new(KILL_AFTER, STOP_TIMEOUT);
     fence.step(at(0), start(7, 50_000));
     fence.step(at(0), ended());
     fence.step(at(0), Input::NothingLeft);
@@ -158,9 +181,21 @@ fn a_lost_sidecar_ends_the_workload_and_then_the_fencer() {
     assert_eq!(fence.wake_at(), Some(at(170)));
     assert_eq!(
         fence.step(at(30), Input::NothingLeft),
-        [Deed::Tell(Event::Stopped { epoch: epoch(7), at: at(30) }), Deed::Leave]
+        [
+            Deed::Tell(Event::Stopped { epoch: epoch(7), at: at(30) }),
+            Deed::Attest(Receipt { epoch: epoch(7), secret: secret() }),
+            Deed::Leave
+        ]
     );
-    assert_eq!(Fence::new(KILL_AFTER).step(at(0), Input::SidecarGone), [Deed::Leave]);
+    assert_eq!(Fence::new(KILL_AFTER, STOP_TIMEOUT).step(at(0), Input::SidecarGone), [Deed::Leave]);
+}
+
+#[test]
+fn a_run_that_has_ended_gives_no_receipt() {
+    let mut fence = running();
+    fence.step(at(400), Input::Tick);
+    fence.step(at(410), Input::NothingLeft);
+    assert_eq!(fence.step(at(500), Input::SidecarGone), [Deed::Leave]);
 }
 
 #[derive(Debug, Clone)]
@@ -188,7 +223,7 @@ proptest! {
     /// deadline that was given in time, plus `kill_after`.
     #[test]
     fn nothing_outlives_its_deadline(fates in prop::collection::vec(fate(), 1..60)) {
-        let mut fence = Fence::new(KILL_AFTER);
+        let mut fence = Fence::new(KILL_AFTER, STOP_TIMEOUT);
         let mut now = at(0);
         // The model: what runs, and the largest deadline that was handed over before it passed.
         let mut alive = false;
@@ -221,7 +256,7 @@ proptest! {
                 && *epoch == of && now < limit { limit = limit.max(*until); }
             let crashed = matches!(input, Input::MainEnded { .. });
             let started = match &input {
-                Input::Said(Command::Start { epoch, until }) => Some((*epoch, *until)),
+                Input::Said(Command::Start { epoch, until, .. }) => Some((*epoch, *until)),
                 _ => None,
             };
             if crashed { alive = false; }

@@ -16,14 +16,19 @@ fn text() -> impl Strategy<Value = Text> {
 
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
-        (epoch(), moment()).prop_map(|(epoch, until)| Command::Start { epoch, until }),
+        (epoch(), moment(), any::<Option<[u8; 32]>>()).prop_map(|(epoch, until, secret)| {
+            Command::Start { epoch, until, secret: secret.map(Secret::from_bytes) }
+        }),
         (epoch(), moment()).prop_map(|(epoch, until)| Command::Extend { epoch, until }),
         Just(Command::Stop),
+        Just(Command::Ping),
     ]
 }
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
+        Just(Event::Alive),
+        (any::<u32>(), text()).prop_map(|(pid, what)| Event::Held { pid, what }),
         Just(Event::Ready),
         (epoch(), any::<u32>()).prop_map(|(epoch, pid)| Event::Running { epoch, pid }),
         (epoch(), any::<u32>(), text()).prop_map(|(epoch, failures, how)| Event::Exited {

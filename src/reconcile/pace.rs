@@ -1,0 +1,188 @@
+//! Acts on what was measured: a strained device gives way, a slow site gets a wider timing.
+//!
+//! Twice a second it asks [`advise`]. A strained device says so to the others, and is unfit as long as another is fit;
+//! if none is, it keeps the ownership, for a slow owner is better than none. The leader that owns proposes changes of
+//! timing, and settles one that made it narrower once no wider lease can run any more.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::meter::Meter;
+use crate::{
+    clock::{Clock, Moment, sleep_until},
+    ownership::{
+        command::{Command, SettleTiming},
+        view::{Standing, Unfit},
+        vitals::{Advice, COOL_DOWN, Situation, Strain, advise},
+    },
+    raft::{Group, vote_guard::Ballot},
+};
+
+const PERIOD: Duration = Duration::from_millis(500);
+/// How long a proposal may take.
+const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The loop and what it needs.
+pub struct PaceLoop {
+    /// The group.
+    pub group: Group,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// What was measured.
+    pub meter: Meter,
+    /// Why this device must not own, if so.
+    pub unfit: watch::Sender<Option<Unfit>>,
+    /// Whether this device is strained, whatever follows from it.
+    pub strain: watch::Sender<Option<Strain>>,
+}
+
+/// Since when things are as they are. Seen late, never early.
+#[derive(Default)]
+struct Steady {
+    /// Led with this ballot.
+    led: Option<(Ballot, Moment)>,
+    /// The timing has this version.
+    version: Option<(u64, Moment)>,
+    /// This device owns or does not.
+    owns: Option<(bool, Moment)>,
+}
+
+/// Remembers since when a thing has been what it is now.
+fn since<T: PartialEq>(memory: &mut Option<(T, Moment)>, thing: T, now: Moment) -> Moment {
+    match memory {
+        Some((old, since)) if *old == thing => *since,
+        _ => {
+            *memory = Some((thing, now));
+            now
+        }
+    }
+}
+
+impl PaceLoop {
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        if !self.come_of_age(&stop).await {
+            return;
+        }
+        let mut steady = Steady::default();
+        let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            if let Some(command) = self.look(&mut steady) {
+                let proposal = self.group.propose(command, PROPOSE_LIMIT);
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return,
+                    outcome = proposal => tracing::debug!(?outcome, "proposed another timing"),
+                }
+            }
+        }
+    }
+
+    /// A device that has just started may not even vote for itself, so until then it is nobody to hand over to.
+    async fn come_of_age(&self, stop: &CancellationToken) -> bool {
+        let until = self.clock.now() + self.group.boot_refusal();
+        self.group.roster().declare_unfit("it has just started and may not vote yet");
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return false,
+            () = sleep_until(self.clock.as_ref(), until) => {}
+        }
+        let why = self.unfit.borrow().as_ref().map(ToString::to_string).unwrap_or_default();
+        self.group.roster().declare_unfit(&why);
+        true
+    }
+
+    /// Looks at everything once; the command to propose, if any.
+    fn look(&self, steady: &mut Steady) -> Option<Command> {
+        let now = self.clock.now();
+        let (role, applied) = (self.group.role().borrow().clone(), self.group.record().borrow().clone());
+        let (roster, timing) = (self.group.roster(), self.group.timing());
+        let (pace, configured) = (&applied.record.pace, &roster.site.timing);
+        let owns = applied.record.owned_by(&roster.me, roster.incarnation).is_some();
+        let leads = role.standing == Standing::Leader;
+        let led = since(&mut steady.led, role.ballot, now);
+        let changed = since(&mut steady.version, pace.version, now);
+        let owned = since(&mut steady.owns, owns, now);
+        let other_fit = roster.site.members.iter().any(|m| {
+            m.device != roster.me
+                && m.role.may_own()
+                && roster.contact(&m.device).is_some_and(|c| c.may_take_over(now, &timing))
+        });
+        self.meter.note(|v| v.write.note(now, self.group.slowest_write()));
+        let Advice { strain, stretch } = advise(
+            &self.meter.read(),
+            &Situation {
+                now,
+                timing: &timing,
+                configured,
+                pace,
+                steady_since: (owns && leads).then(|| led.max(changed).max(owned)),
+                strained: self.strain.borrow().is_some(),
+                other_fit,
+            },
+        );
+        // An ownership that has only just begun is not given up again for this.
+        let settled = !owns || now.since(owned) >= COOL_DOWN;
+        self.give_way(strain, other_fit && settled);
+        if !leads {
+            return None;
+        }
+        if let Some((stretch, reason)) = stretch {
+            tracing::info!(stretch, "proposing another timing: {reason}");
+            return Some(Command::SetTiming(pace.change(configured, stretch, reason, self.clock.wall_ms())));
+        }
+        // Every lease asked for with a wider timing has ended: this leader's own, and those before its election.
+        let certain = led.max(changed) + pace.widest();
+        (pace.settling() && now >= certain)
+            .then_some(Command::SettleTiming(SettleTiming { base: pace.version }))
+    }
+
+    /// Tells the others of a strain that begins or is over, and this device's other loops if it can give way.
+    fn give_way(&self, strain: Option<Strain>, can: bool) {
+        let begun = strain.is_some();
+        if self.strain.borrow().is_some() != begun {
+            // Who leaves, or never owns, has said so.
+            if matches!(*self.unfit.borrow(), None | Some(Unfit::Strained(_))) {
+                self.group.roster().declare_unfit(&strain.map_or_else(String::new, |s| s.to_string()));
+            }
+            match &strain {
+                Some(strain) => {
+                    tracing::warn!(condition = "device.strained", "this device is strained: {strain}")
+                }
+                None => tracing::info!(condition = "device.strained", "over: this device keeps up again"),
+            }
+        }
+        // Pushed, for what others send here need not say how fit they are, and each must know it of the others: strained
+        // devices that take each other for fit would leave the site without an owner.
+        if begun || self.strain.borrow().is_some() {
+            let roster = self.group.roster();
+            for member in roster.site.members.iter().filter(|m| m.device != roster.me) {
+                let (group, device) = (self.group.clone(), member.device.clone());
+                self.group.spawn(async move {
+                    group.greet(&device, PERIOD).await;
+                });
+            }
+        }
+        self.strain.send_replace(strain);
+        self.unfit.send_if_modified(|unfit| {
+            let fresh = strain.filter(|_| can).map(Unfit::Strained);
+            let changed = match unfit {
+                None => fresh.is_some(),
+                Some(Unfit::Strained(_)) => fresh.is_none(),
+                Some(Unfit::Witness | Unfit::Leaving | Unfit::DiskFailed) => false,
+            };
+            if changed {
+                *unfit = fresh;
+            }
+            changed
+        });
+    }
+}

@@ -1,0 +1,77 @@
+//! Stories of elections in which the obvious winner is the wrong one, or dies.
+
+use quorate::raft::log::Disk as _;
+
+use super::{S, another_runs, bound, running};
+use crate::stage::{Setup, Stage};
+
+/// Two members with old logs must not keep out the only one that can be elected.
+#[test]
+fn members_with_old_logs_give_way_to_the_one_that_can_win() {
+    let (mut stage, owner) = running(Setup::default());
+    let (newest, late) = ((owner + 1) % 3, (owner + 2) % 3);
+    // An ownership that one of the two standbys does not hear of.
+    stage.crash(late);
+    stage.transfer(newest);
+    another_runs(&mut stage, bound(), owner);
+    stage.pass(S);
+    // The one with the newest log goes away; the other two campaign in vain for long.
+    stage.crash(newest);
+    stage.cut(owner, late);
+    stage.start(late);
+    stage.pass(12 * S);
+    stage.crash(owner);
+    stage.start(newest);
+    stage.heal();
+    stage.until(6 * S, "the one with the newest log owns", |s| s.running() == Some(newest));
+}
+
+#[test]
+fn the_successor_dies_when_the_first_owner_comes_back() {
+    // The first owner was cut off and still believes that it leads. The only other device that lives has voted for its
+    // successor: it promises the old leader nothing, and the old leader must let it be elected.
+    for seed in 1..=12 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        stage.isolate(owner);
+        let second = another_runs(&mut stage, bound(), owner);
+        stage.pass(5 * S);
+        stage.crash(second);
+        stage.heal();
+        stage.until(10 * S, "one of the two owns", |s| s.running().is_some());
+    }
+}
+
+#[test]
+fn an_election_dies_with_its_candidate() {
+    // The owner is silent for a moment; one standby gives its vote to the other, which loses power.
+    for seed in 1..=6 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        let others: Vec<usize> = (0..3).filter(|n| *n != owner).collect();
+        let vote = |stage: &Stage, n: usize| stage.devices[n].disk.contents().expect("reads").vote;
+        let before = vote(&stage, owner);
+        stage.isolate(owner);
+        stage.until(2 * S, "both have voted", |s| others.iter().all(|n| vote(s, *n) > before));
+        let voted = vote(&stage, others[0]).expect("voted");
+        let candidate =
+            *others.iter().find(|n| stage.devices[**n].id.first_node().0 == voted.node).expect("one of them");
+        stage.crash(candidate);
+        stage.heal();
+        stage.until(10 * S, "one of the two owns", |s| s.running().is_some());
+    }
+}
+
+#[test]
+fn the_witness_knows_more_than_the_only_device_that_may_own() {
+    let (mut stage, owner) = running(Setup { witnesses: vec![2], ..Setup::default() });
+    let other = 1 - owner;
+    stage.crash(other);
+    stage.pass(S);
+    // A new ownership, which only the owner and the witness have written.
+    stage.kill_sidecar(owner);
+    stage.start(owner);
+    stage.until(4 * S, "the owner is back", |s| s.epochs().len() == 2);
+    stage.pass(S);
+    stage.crash(owner);
+    stage.start(other);
+    stage.until(20 * S, "the only device that may own does", |s| s.running() == Some(other));
+}

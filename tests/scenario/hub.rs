@@ -1,0 +1,104 @@
+//! Stories of the IoT Hub: out of reach, back again, told by two at once.
+
+use quorate::hub::memory::Trouble;
+
+use super::{S, another_runs, bound, running};
+use crate::stage::{Setup, Stage};
+
+#[test]
+fn the_twins_follow_every_change_of_ownership() {
+    let (mut stage, owner) = running(Setup::default());
+    stage.twins_follow(5 * S);
+    stage.crash(owner);
+    let second = another_runs(&mut stage, bound(), owner);
+    stage.twins_follow(5 * S);
+    stage.start(owner);
+    stage.pass(2 * S);
+    stage.transfer(owner);
+    another_runs(&mut stage, 2 * S, second);
+    stage.twins_follow(5 * S);
+}
+
+#[test]
+fn the_hub_is_away_for_an_hour_and_two_failovers() {
+    let (mut stage, owner) = running(Setup::default());
+    stage.twins_follow(5 * S);
+    let shown = stage.devices.iter().map(|d| stage.hub.seen(&d.id)).collect::<Vec<_>>();
+    stage.hub.memory.trouble(Trouble::Unreachable);
+    stage.pass(20 * S);
+    stage.crash(owner);
+    let second = another_runs(&mut stage, bound(), owner);
+    stage.pass(20 * S);
+    stage.start(owner);
+    stage.pass(2 * S);
+    stage.crash(second);
+    another_runs(&mut stage, bound(), second);
+    // The rest of the hour: long enough for the pauses between tries to have grown to their longest.
+    stage.pass(80 * S);
+    let later = stage.devices.iter().map(|d| stage.hub.seen(&d.id)).collect::<Vec<_>>();
+    assert_eq!(shown, later, "the twins show what they were last told");
+    let before = stage.hub.memory.log().len();
+    stage.hub.memory.trouble(Trouble::None);
+    let took = stage.twins_follow(90 * S);
+    assert!(took < 10 * S, "the twins follow within seconds of the hub's return, not {took:?}");
+    assert_eq!(stage.epochs(), [1, 2, 3], "the hub's absence and return change nothing on site");
+    assert_eq!(stage.hub.memory.log().len() - before, 3, "only the newest state is told, once per twin");
+}
+
+#[test]
+fn the_owners_internet_line_is_cut() {
+    let (mut stage, owner) = running(Setup::default());
+    stage.twins_follow(5 * S);
+    stage.hub.lines[owner].cut(true);
+    stage.pass(20 * S);
+    assert_eq!(stage.running(), Some(owner), "the site does not need the hub");
+    stage.crash(owner);
+    another_runs(&mut stage, bound(), owner);
+    stage.twins_follow(5 * S);
+    assert_eq!(stage.epochs(), [1, 2]);
+}
+
+#[test]
+fn a_new_owner_without_internet_is_shown_once_its_line_is_back() {
+    let (mut stage, owner) = running(Setup::default());
+    stage.twins_follow(5 * S);
+    let target = (owner + 1) % 3;
+    stage.hub.lines[target].cut(true);
+    stage.transfer(target);
+    another_runs(&mut stage, 2 * S, owner);
+    stage.pass(20 * S);
+    // The old owner is in good order and knows that it is not its business any more.
+    assert!(stage.devices.iter().all(|d| stage.hub.seen(&d.id).epoch == 1));
+    stage.hub.lines[target].cut(false);
+    stage.twins_follow(90 * S);
+}
+
+/// The owner loses the LAN but keeps its internet line, and goes on believing that it leads. A write that it has made
+/// up its mind to do waits on the way until its successor has told the twins; then it reads and compares again.
+#[test]
+fn a_stale_owner_with_a_good_line_cannot_overwrite() {
+    for seed in 1..=3 {
+        let mut stage = Stage::new(Setup { seed, refresh: 2 * S, ..Setup::default() });
+        for line in &stage.hub.lines {
+            line.hold_writes(true);
+        }
+        let owner = stage.someone_runs(4 * S);
+        stage.until(5 * S, "the owner is about to write", |s| s.hub.lines[owner].waiting() == 1);
+        stage.isolate(owner);
+        let second = another_runs(&mut stage, bound(), owner);
+        stage.hub.lines[second].hold_writes(false);
+        stage.twins_follow(10 * S);
+        let (told, asked) = (stage.hub.memory.log().len(), stage.hub.lines[owner].asked());
+        stage.hub.lines[owner].hold_writes(false);
+        // `stage` checks at every step that no twin goes back.
+        stage.until(S, "the old write is refused", |s| s.hub.lines[owner].overtaken() == 1);
+        stage.pass(8 * S);
+        assert!(stage.hub.lines[owner].asked() > asked + 3, "the stale owner looked at the twins again");
+        assert_eq!((stage.running(), stage.knows(owner)), (Some(second), 1), "it knows nothing better");
+        assert!(stage.twins_agree());
+        stage.heal();
+        stage.pass(8 * S);
+        assert!(stage.twins_agree());
+        assert_eq!(stage.hub.memory.log().len(), told, "nothing more was written by anybody");
+    }
+}

@@ -1,0 +1,385 @@
+//! One site in random trouble, by seed. The promises are checked at every simulated millisecond (`stage`, `promise`);
+//! when the trouble is over, somebody must own within the bound, stay the owner, and stand in the twins.
+
+use std::time::Duration;
+
+use quorate::{
+    dice::Dice,
+    hub::memory::Trouble,
+    timing::{Preset, Timing},
+};
+
+use crate::{
+    promise::p4_owner_within_bound::limit,
+    stage::{Setup, Stage, disk::Ailment, world::Freeze},
+};
+
+const S: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+
+/// What ends by itself.
+enum Later {
+    Thaw(usize),
+    Mend(usize, usize),
+    Start(usize),
+}
+
+/// A site in trouble.
+pub struct Trial {
+    pub stage: Stage,
+    /// What was done to it, with the time.
+    pub told: Vec<String>,
+    dice: Dice,
+    later: Vec<(Duration, Later)>,
+}
+
+/// How a trial went.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    /// From the end of all trouble until somebody owned for good.
+    pub recovery: Duration,
+    /// The longest that a site which was able to have an owner was without.
+    pub without: Duration,
+    /// Ownerships in all.
+    pub ownerships: usize,
+    /// Everything observable, as one number.
+    pub hash: u64,
+}
+
+fn pick(dice: &mut Dice, below: usize) -> usize {
+    usize::try_from(dice.throw() % below as u64).expect("small")
+}
+
+impl Trial {
+    pub fn new(seed: u64) -> Trial {
+        let mut dice = Dice::new(seed ^ 0x5eed);
+        let preset = [Preset::Default, Preset::Default, Preset::Fast, Preset::Fastest][pick(&mut dice, 4)];
+        let timing = preset.settings();
+        // Two devices and a witness; two alone; three; five.
+        let (devices, witnesses) = [
+            (3, vec![]),
+            (3, vec![]),
+            (3, vec![]),
+            (5, vec![]),
+            (5, vec![]),
+            (3, vec![2]),
+            (2, vec![]),
+            (5, vec![4]),
+        ][pick(&mut dice, 8)]
+        .clone();
+        let spread = u64::from(timing.drift_ppm) - 100;
+        // A LAN whose answers come within a heartbeat.
+        let slowest = [MS, MS, MS * 2, timing.heartbeat / 5][pick(&mut dice, 4)];
+        let setup = Setup {
+            seed,
+            devices,
+            witnesses,
+            rates_ppm: (0..devices).map(|_| dice.throw() % spread).collect(),
+            latency: (MS / 5, slowest.max(MS)),
+            refresh: S * 5,
+            timing,
+            ..Setup::default()
+        };
+        let told = vec![format!(
+            "{devices} devices, {} of them witnesses, timing {}, answers within {slowest:?} one way",
+            setup.witnesses.len(),
+            preset.name()
+        )];
+        Trial { stage: Stage::new(setup), dice, told, later: Vec::new() }
+    }
+
+    /// Within which somebody owns after the end of all trouble.
+    pub fn bound(&self) -> Duration {
+        limit(&self.stage.site.timing, self.stage.slowest)
+    }
+
+    fn timing(&self) -> Timing {
+        self.stage.site.timing
+    }
+
+    fn device(&mut self) -> usize {
+        pick(&mut self.dice, self.stage.devices.len())
+    }
+
+    fn two(&mut self) -> (usize, usize) {
+        let (count, a) = (self.stage.devices.len(), self.device());
+        (a, (a + 1 + pick(&mut self.dice, count - 1)) % count)
+    }
+
+    /// The device that runs the workload, often: trouble there tells most.
+    fn victim(&mut self) -> usize {
+        let any = self.device();
+        self.stage.running().filter(|_| self.dice.throw().is_multiple_of(2)).unwrap_or(any)
+    }
+
+    fn tell(&mut self, what: String) {
+        self.told.push(format!("{:?}: {what}", self.stage.sim.elapsed()));
+    }
+
+    /// So long, or much longer, or shorter; in terms of what this site calls long.
+    fn a_while(&mut self) -> Duration {
+        let refusal = self.timing().refusal();
+        let longest = [refusal / 8, refusal, refusal * 2, S * 3, S * 8][pick(&mut self.dice, 5)];
+        self.dice.up_to(longest) + MS
+    }
+
+    fn soon(&mut self, later: Later) -> Duration {
+        let time = self.a_while();
+        self.later.push((self.stage.sim.elapsed() + time, later));
+        time
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let until = self.stage.sim.elapsed() + time;
+        loop {
+            let due =
+                self.later.iter().enumerate().min_by_key(|(_, (at, _))| *at).map(|(n, (at, _))| (n, *at));
+            let Some((number, at)) = due.filter(|(_, at)| *at <= until) else { break };
+            self.stage.pass(at.saturating_sub(self.stage.sim.elapsed()));
+            match self.later.swap_remove(number).1 {
+                Later::Thaw(n) if self.stage.sim.frozen(n).is_some() => {
+                    self.stage.thaw(n);
+                    self.tell(format!("{n} is thawed"));
+                }
+                Later::Mend(a, b) => {
+                    self.stage.mend(a, b);
+                    self.tell(format!("mended between {a} and {b}"));
+                }
+                Later::Start(n) if !self.stage.sim.is_up(n) => {
+                    self.stage.start(n);
+                    self.tell(format!("{n} starts"));
+                }
+                Later::Thaw(_) | Later::Start(_) => {}
+            }
+        }
+        self.stage.pass(until.saturating_sub(self.stage.sim.elapsed()));
+    }
+
+    /// One piece of trouble, or the end of one.
+    fn trouble(&mut self) {
+        let roll = pick(&mut self.dice, 130);
+        let (a, b) = self.two();
+        let n = self.victim();
+        let up = self.stage.sim.is_up(n);
+        let what = match roll {
+            0..=59 if !up => return,
+            0..=7 => {
+                self.stage.crash(n);
+                let time = self.soon(Later::Start(n));
+                format!("{n} loses power for {time:?}")
+            }
+            8..=15 => {
+                self.stage.kill_sidecar(n);
+                let time = self.soon(Later::Start(n));
+                format!("the sidecar of {n} dies for {time:?}")
+            }
+            16..=20 => {
+                self.stage.crash(n);
+                self.stage.start(n);
+                format!("{n} restarts at once")
+            }
+            21..=24 => {
+                self.stage.kill_sidecar(n);
+                self.stage.start(n);
+                format!("the sidecar of {n} restarts at once")
+            }
+            25..=34 => {
+                self.stage.freeze(n, Freeze::Sidecar);
+                let time = self.soon(Later::Thaw(n));
+                format!("the sidecar of {n} is frozen for {time:?}")
+            }
+            35..=39 => {
+                self.stage.freeze(n, Freeze::Machine);
+                let time = self.soon(Later::Thaw(n));
+                format!("all of {n} is frozen for {time:?}")
+            }
+            40..=42 => {
+                self.stage.leave(n);
+                format!("{n} is told to leave, {:?} before it starts again", self.soon(Later::Start(n)))
+            }
+            43..=45 => {
+                let ailment = [Ailment::Eio, Ailment::Full][pick(&mut self.dice, 2)];
+                self.stage.ail(n, ailment);
+                format!("the disk of {n}: {ailment:?}")
+            }
+            46..=53 => {
+                let delay = MS * [0, 5, 50, 400][pick(&mut self.dice, 4)];
+                let tail = self.dice.throw().is_multiple_of(2);
+                self.stage.slow_disk(n, delay, tail);
+                format!(
+                    "the disk of {n} takes {delay:?}{}",
+                    if tail { " and sometimes much longer" } else { "" }
+                )
+            }
+            54..=57 => {
+                self.stage.ail(n, Ailment::None);
+                self.stage.slow_disk(n, Duration::ZERO, false);
+                format!("the disk of {n} is well")
+            }
+            58..=59 => {
+                self.power_up_storm();
+                "everybody loses power, and starts at once".into()
+            }
+            60..=65 => {
+                self.stage.isolate(n);
+                format!("{n} is cut off")
+            }
+            66..=71 => {
+                self.stage.cut(a, b);
+                format!("cut between {a} and {b} for {:?}", self.soon(Later::Mend(a, b)))
+            }
+            72..=77 => {
+                self.stage.cut_one_way(a, b);
+                format!("cut from {a} to {b}")
+            }
+            78..=80 => return self.flap(a, b),
+            81..=85 => {
+                let loss = [0.01, 0.1, 0.4][pick(&mut self.dice, 3)];
+                self.stage.link(a, b, |link| link.loss = loss);
+                format!(
+                    "{loss} of all packets from {a} to {b} are lost, for {:?}",
+                    self.soon(Later::Mend(a, b))
+                )
+            }
+            86..=90 => {
+                let most = MS * [20, 60, 300][pick(&mut self.dice, 3)];
+                self.stage.link(a, b, |link| link.latency.1 = most);
+                format!("from {a} to {b} takes up to {most:?}, for {:?}", self.soon(Later::Mend(a, b)))
+            }
+            91..=96 => {
+                self.stage.heal();
+                "all links mended".into()
+            }
+            97..=99 => {
+                let forgets = self.dice.throw().is_multiple_of(2);
+                self.stage.link(a, b, |link| link.forgets = forgets);
+                format!("connections from {a} to {b} end when cut: {forgets}")
+            }
+            100..=104 => {
+                self.stage.transfer(a);
+                format!("handover to {a} wanted")
+            }
+            105..=106 => return self.transfer_storm(),
+            107..=110 => {
+                let trouble = [
+                    Trouble::None,
+                    Trouble::Unreachable,
+                    Trouble::DropAnswer,
+                    Trouble::Slow { delay_ms: 700 },
+                    Trouble::Failing { status: 500 },
+                    Trouble::Throttled { retry_after_s: Some(2) },
+                ][pick(&mut self.dice, 6)];
+                self.stage.hub.memory.trouble(trouble);
+                format!("the hub: {trouble:?}")
+            }
+            111..=114 => {
+                let cut = self.dice.throw().is_multiple_of(2);
+                self.stage.hub.lines[n].cut(cut);
+                format!("line of {n} to the hub cut: {cut}")
+            }
+            115..=118 => {
+                let to = self.dice.throw() % 3_000_000_000_000;
+                self.stage.set_wall_clock(n, to);
+                format!("the wall clock of {n} is set")
+            }
+            _ => match (0..self.stage.devices.len()).find(|n| !self.stage.sim.is_up(*n)) {
+                Some(down) => {
+                    self.stage.start(down);
+                    format!("{down} starts")
+                }
+                None => return,
+            },
+        };
+        self.tell(what);
+    }
+
+    fn power_up_storm(&mut self) {
+        for n in 0..self.stage.devices.len() {
+            self.stage.crash(n);
+        }
+        for n in 0..self.stage.devices.len() {
+            self.stage.start(n);
+        }
+    }
+
+    fn flap(&mut self, a: usize, b: usize) {
+        let times = 2 + pick(&mut self.dice, 8);
+        let longest = self.timing().refusal();
+        self.tell(format!("the link between {a} and {b} flaps {times} times"));
+        for _ in 0..times {
+            self.stage.cut(a, b);
+            let down = self.dice.up_to(longest) + MS;
+            self.pass(down);
+            self.stage.mend(a, b);
+            let up = self.dice.up_to(longest) + MS;
+            self.pass(up);
+        }
+    }
+
+    fn transfer_storm(&mut self) {
+        let times = 2 + pick(&mut self.dice, 8);
+        self.tell(format!("{times} handovers wanted"));
+        for _ in 0..times {
+            let to = self.device();
+            self.stage.transfer(to);
+            let pause = self.dice.up_to(MS * 60);
+            self.pass(pause);
+        }
+    }
+
+    fn pause(&mut self) {
+        let refusal = self.timing().refusal();
+        let longest = [MS * 20, refusal / 2, refusal * 2, S * 3][pick(&mut self.dice, 4)];
+        let pause = self.dice.up_to(longest) + MS;
+        self.pass(pause);
+    }
+
+    fn end_all_trouble(&mut self) {
+        self.tell("all trouble ends".into());
+        self.later.clear();
+        self.stage.heal();
+        for n in 0..self.stage.devices.len() {
+            self.stage.hub.lines[n].cut(false);
+            if self.stage.devices[n].disk.has_failed() {
+                self.stage.kill_sidecar(n);
+            }
+            self.stage.ail(n, Ailment::None);
+            self.stage.slow_disk(n, Duration::ZERO, false);
+            if self.stage.sim.frozen(n).is_some() {
+                self.stage.thaw(n);
+            }
+            self.stage.start_if_down_or_leaving(n);
+        }
+        self.stage.hub.memory.trouble(Trouble::None);
+    }
+
+    /// Trouble for so long, then recovery.
+    pub fn run(&mut self, trouble: Duration) -> Outcome {
+        while self.stage.sim.elapsed() < trouble {
+            self.pause();
+            self.trouble();
+        }
+        self.end_all_trouble();
+        let (begun, bound) = (self.stage.sim.elapsed(), self.bound());
+        let mut recovery;
+        loop {
+            self.stage.until(bound, "somebody owns after all trouble", |s| s.running().is_some());
+            recovery = self.stage.sim.elapsed() - begun;
+            let epochs = self.stage.epochs().len();
+            self.stage.pass(S * 3);
+            if self.stage.epochs().len() == epochs && self.stage.running().is_some() {
+                break;
+            }
+            assert!(recovery < bound, "no owner lasts: after {bound:?} another one has begun");
+        }
+        let everybody = |s: &Stage| (0..s.devices.len()).all(|n| s.knows(n) == s.epoch());
+        self.stage.until(S * 10, "everybody knows the owner", everybody);
+        self.stage.twins_follow(S * 90);
+        Outcome {
+            recovery,
+            without: self.stage.longest_without_owner(),
+            ownerships: self.stage.epochs().len(),
+            hash: self.stage.hash(),
+        }
+    }
+}
