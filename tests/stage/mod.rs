@@ -62,6 +62,8 @@ pub struct Stage {
     emptied: Vec<bool>,
     dice: Dice,
     able: Option<bool>,
+    /// The highest epoch whose end a fencer has attested to the other members.
+    pub proven: u64,
     promises: Box<Promises>,
 }
 
@@ -170,6 +172,7 @@ impl Stage {
             emptied: vec![false; count],
             dice,
             able: None,
+            proven: 0,
             promises: Box::default(),
         };
         for n in setup.absent {
