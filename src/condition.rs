@@ -90,8 +90,8 @@ conditions! {
         "Check workload.command: the program must exist here and be executable.";
     /// The fencer ended without being told to.
     FencerLost = "fencer.lost", Critical,
-        "The process that enforces the workload's deadline ended unexpectedly; the workload died with it.",
-        "Look for an out-of-memory kill on this device; the sidecar starts a new fencer by itself.";
+        "The process that enforces the workload's deadline ended unexpectedly or gave no sign of life; its workload was killed.",
+        "Look for an out-of-memory kill or an overload of this device; the sidecar starts a new fencer by itself.";
     /// Somebody who does not belong here is knocking.
     PeerRefused = "peer.refused", Warning,
         "A sidecar of another site, with another member list, other timing or another store was refused.",

@@ -129,7 +129,8 @@ fn nothing_is_written_and_nothing_is_left() {
         line.parse::<u64>().expect("a number")
     };
     let all = |site: &Site| -> Vec<u64> { (0..3).map(|n| written(site, n)).collect() };
-    // Settled: nothing for a second. What follows the election (the record's last word, a snapshot) may be written.
+    // Settled: nothing for four seconds. What follows the first election (the record's last word, and once in a site's life
+    // the numbers of its stores, a few seconds later) may be written.
     let mut before = all(&site);
     let mut since = now();
     until("the sidecars to settle", || {
@@ -137,7 +138,7 @@ fn nothing_is_written_and_nothing_is_left() {
         if fresh != before {
             (before, since) = (fresh, now());
         }
-        (now().since(since) > Duration::from_secs(1)).then_some(())
+        (now().since(since) > Duration::from_secs(4)).then_some(())
     });
     let epoch = site.report(owner).expect("answers").epoch;
     let begun = now();
