@@ -392,3 +392,15 @@ fn links_inside_the_repository_lead_somewhere() {
     }
     assert!(checked > 15, "only {checked} links were found");
 }
+
+#[test]
+fn every_planted_bug_is_in_the_tests_table_and_the_other_way_round() {
+    let (script, readme) = (text("tests/planted.py"), text("tests/README.md"));
+    let planted: Vec<&str> =
+        script.lines().filter_map(|l| l.strip_prefix("    (\"")?.split('"').next()).collect();
+    let heading = readme.lines().find(|l| l.starts_with("## Planted")).expect("a part about them");
+    let told: Vec<&str> = rows(part(&readme, heading)).iter().map(|r| code(r[1])).collect();
+    let sorted = |names: Vec<&str>| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
+    assert!(planted.len() >= 25 && planted.len() == told.len(), "{} and {}", planted.len(), told.len());
+    assert_eq!(sorted(told), sorted(planted));
+}
