@@ -58,11 +58,11 @@ macro_rules! conditions {
 conditions! {
     /// No device owns the workload.
     NoOwner = "no.owner", Critical,
-        "No device owns the workload, so it runs nowhere.",
-        "Look at the other conditions: a missing quorum or unfit devices are the usual causes.";
+        "This device hears a majority, and no device is known to own the workload.",
+        "Look at the other conditions and at MAY OWN in `quorate status`. Do not start the workload by hand: a device that is cut off may still run it for a moment.";
     /// This device cannot reach a majority of voters.
     QuorumLost = "quorum.lost", Critical,
-        "This device does not hear from a majority of the site's voters.",
+        "This device does not hear from a majority of the site's voters, so it owns nothing and does not know who does.",
         "Bring back devices or mend the network between them until a majority can talk.";
     /// Too few spare devices.
     NoSpare = "no.spare", Warning,

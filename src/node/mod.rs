@@ -224,6 +224,7 @@ impl Node {
                 stays
             });
             roster.declare_unfit(&Unfit::DiskFailed.to_string());
+            roster.declare_barred();
         });
     }
 

@@ -24,8 +24,10 @@ use crate::{
 
 /// For how long a refused sidecar stays a condition.
 const KNOCK_SHOWN: Duration = Duration::from_secs(60);
-/// After this long without a word a member is silent.
+/// After this long without a word a member is silent. Standbys greet each other about every second.
 const SILENT: Duration = Duration::from_secs(3);
+/// The same for who leads, and asks all members again and again; or twice the refusal window, if that is longer.
+const SILENT_TO_LEADER: Duration = Duration::from_millis(700);
 
 impl NodeDoor {
     /// The conditions that hold at this moment.
@@ -46,9 +48,24 @@ impl NodeDoor {
         // A device whose store is not the one that votes is reachable, and its vote is missing all the same.
         let spare = in_force.spare(|node| {
             let device = in_force.nodes.get(node).map(|n| &n.device);
-            device.is_some_and(|d| roster.node_of(d) == *node && reachable.contains(d.as_str()))
+            device.is_some_and(|d| {
+                roster.node_of(d) == *node && roster.has_vote(*node) && reachable.contains(d.as_str())
+            })
         });
         (spare.is_some(), spare.unwrap_or(0))
+    }
+
+    /// The devices whose vote is missing although they may be heard: their disk has failed, or their store is not the one
+    /// that votes.
+    fn voteless(&self) -> String {
+        let roster = self.node.group.roster();
+        let in_force = roster.members();
+        let voteless = |device: &&crate::id::DeviceId| {
+            let node = roster.node_of(device);
+            !in_force.is_voter(node) || !roster.has_vote(node)
+        };
+        let devices = roster.site.members.iter().map(|m| &m.device).filter(voteless);
+        devices.map(|d| d.as_str()).collect::<Vec<_>>().join(", ")
     }
 
     /// The snapshot of this moment.
@@ -113,11 +130,17 @@ impl NodeDoor {
 
     fn members(&self, now: Moment) -> Vec<report::Member> {
         let roster = self.node.group.roster();
+        let leads = self.node.group.role().borrow().standing != Standing::Follower;
+        let silent = if leads {
+            SILENT_TO_LEADER.max(self.node.group.timing().refusal() * 2).min(SILENT)
+        } else {
+            SILENT
+        };
         let member = |m: &crate::site::Member| {
             let me = m.device == roster.me;
             let contact = roster.contact(&m.device).unwrap_or_default();
             let silence = if me { Some(Duration::ZERO) } else { contact.heard.map(|h| now.since(h)) };
-            let reachable = silence.is_some_and(|s| s < SILENT);
+            let reachable = silence.is_some_and(|s| s < silent);
             let unfit = match (m.role.may_own(), reachable) {
                 (false, _) => "a witness votes and never owns".into(),
                 (true, false) => "not heard".into(),
@@ -218,18 +241,27 @@ impl NodeDoor {
         let mut raised = Vec::new();
         let silent: BTreeMap<&str, Option<u64>> =
             members.iter().filter(|m| !m.reachable).map(|m| (m.device.as_str(), m.last_heard_ms)).collect();
-        let names = || silent.keys().copied().collect::<Vec<_>>().join(", ");
+        let missing = || {
+            let voteless = self.voteless();
+            let parts = [
+                ("not heard", silent.keys().copied().collect::<Vec<_>>().join(", ")),
+                ("without a vote", voteless),
+            ];
+            let told: Vec<String> = parts
+                .iter()
+                .filter(|(_, names)| !names.is_empty())
+                .map(|(what, names)| format!("{what}: {names}"))
+                .collect();
+            if told.is_empty() { "the site has too few devices".into() } else { told.join("; ") }
+        };
         // Right after a start nobody can have been heard yet.
         let settled = now.since(node.started) > SILENT;
         if settled {
             if !quorum {
-                raised.push(Raised::new(Condition::QuorumLost, format!("not heard: {}", names())));
+                let detail = format!("{}; another device may own", missing());
+                raised.push(Raised::new(Condition::QuorumLost, detail));
             } else if may_fail == 0 {
-                let detail = if silent.is_empty() {
-                    "the site has too few devices".into()
-                } else {
-                    format!("not heard: {}", names())
-                };
+                let detail = missing();
                 raised.push(Raised::new(Condition::NoSpare, detail));
             }
             for (device, heard) in &silent {
@@ -249,7 +281,8 @@ impl NodeDoor {
             &*ownerless
         };
         drop(ownerless);
-        if settled && since.is_some_and(|s| now.since(s) > node.group.timing().takeover_bound()) {
+        // Without a majority it cannot be known here whether another device owns.
+        if settled && quorum && since.is_some_and(|s| now.since(s) > node.group.timing().takeover_bound()) {
             let why = node.decided.borrow().as_ref().map_or_else(String::new, |d| d.reason.to_string());
             raised.push(Raised::new(Condition::NoOwner, why));
         }

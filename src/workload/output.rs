@@ -6,7 +6,7 @@
 //!
 //! Deliberately not done: no file of its own, no guess at levels inside the lines.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -16,6 +16,8 @@ use crate::clock::{Clock, Moment};
 pub(super) const LINE_MAX: usize = 2048;
 /// How many lines a second are logged in the long run.
 pub(super) const PER_SECOND: u64 = 100;
+/// How often at most the number of dropped lines is logged.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// How many lines at once.
 pub(super) const BURST: u64 = 1000;
 
@@ -109,11 +111,12 @@ struct Limiter {
     millilines: u64,
     at: Moment,
     dropped: u64,
+    told: Option<Moment>,
 }
 
 impl Limiter {
     fn new(now: Moment) -> Limiter {
-        Limiter { millilines: BURST * 1000, at: now, dropped: 0 }
+        Limiter { millilines: BURST * 1000, at: now, dropped: 0, told: None }
     }
 
     fn admit(&mut self, now: Moment) -> Admitted {
@@ -128,14 +131,17 @@ impl Limiter {
             return Admitted::No;
         }
         self.millilines -= 1000;
+        let due = self.dropped > 0 && self.told.is_none_or(|told| now.since(told) >= TOLD_EVERY);
+        if !due {
+            return Admitted::Yes { dropped_before: 0 };
+        }
+        self.told = Some(now);
         Admitted::Yes { dropped_before: std::mem::take(&mut self.dropped) }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -191,6 +197,10 @@ mod tests {
         now = now + Duration::from_millis(10);
         assert_eq!(limiter.admit(now), Admitted::Yes { dropped_before: 4000 });
         assert_eq!(limiter.admit(now), Admitted::No);
+        now = now + Duration::from_secs(1);
+        assert_eq!(limiter.admit(now), Admitted::Yes { dropped_before: 0 }, "counted on, and told later");
+        now = now + TOLD_EVERY;
+        assert_eq!(limiter.admit(now), Admitted::Yes { dropped_before: 1 });
     }
 
     proptest! {

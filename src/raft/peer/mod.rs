@@ -66,6 +66,7 @@ struct Seen {
     members: BTreeMap<NodeId, Contact>,
     knocks: VecDeque<Knock>,
     unfit: String,
+    barred: bool,
     rejoining: BTreeMap<DeviceId, String>,
 }
 
@@ -82,6 +83,8 @@ pub struct Contact {
     pub round_trip: Option<Duration>,
     /// Why it must not own, in its own words; empty if it may.
     pub unfit: String,
+    /// Whether it votes no more until its sidecar has started again.
+    pub barred: bool,
     /// The version it runs.
     pub version: String,
     /// Which life of its sidecar answered last.
@@ -214,9 +217,25 @@ impl Roster {
         self.seen().unfit = why.to_owned();
     }
 
+    /// Declares that this member votes no more in this life.
+    pub fn declare_barred(&self) {
+        self.seen().barred = true;
+    }
+
+    /// Whether the vote of this node can be counted on, as far as its own words say.
+    pub fn has_vote(&self, node: NodeId) -> bool {
+        let seen = self.seen();
+        if node == self.node { !seen.barred } else { seen.members.get(&node).is_none_or(|c| !c.barred) }
+    }
+
     fn health(&self) -> super::wire::proto::Health {
+        let (unfit, barred) = {
+            let seen = self.seen();
+            (seen.unfit.clone(), seen.barred)
+        };
         super::wire::proto::Health {
-            unfit: self.seen().unfit.clone(),
+            unfit,
+            barred,
             version: VERSION.to_owned(),
             incarnation: self.incarnation.0,
             store: self.store.number,
@@ -250,6 +269,7 @@ impl Roster {
         contact.heard = Some(now);
         if let Some(health) = health {
             contact.unfit = shown(&health.unfit);
+            contact.barred = health.barred;
             contact.version = shown(&health.version);
             contact.incarnation = Some(Incarnation(health.incarnation));
             contact.store.get_or_insert(health.store);
@@ -365,10 +385,13 @@ mod tests {
             store: 1,
             node: 9,
             joins: false,
+            barred: true,
         };
+        assert!(roster.has_vote(node), "nothing else was heard");
         roster.heard(node, &DeviceId::new("edge-2").expect("a name"), Some(health));
         let contact = roster.contacts()[&node].clone();
         assert_eq!((contact.unfit.len(), contact.version.len()), (WORDS_MAX, WORDS_MAX));
         assert!(!contact.unfit.contains(char::is_control));
+        assert!(!roster.has_vote(node));
     }
 }
