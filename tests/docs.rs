@@ -14,7 +14,7 @@ use std::{
 
 use quorate::{
     condition::{Condition, Severity},
-    config::{Config, Environment, Faults, load},
+    config::{Config, Environment, Faults, Hub, load},
     status::{
         metrics::Metrics,
         report::{Member, Report},
@@ -70,8 +70,13 @@ fn loaded(file: &str, variables: &[(&str, &str)]) -> Result<Config, Faults> {
     all.insert("IOTEDGE_DEVICEID".into(), "edge-1".into());
     fs::write(&path, file.replace("/etc/quorate", &place)).expect("writes");
     let environment = Environment { variables: all, run_dir: "/nowhere/run".into() };
-    // The file's own place differs from run to run.
-    load(Some(&path), &environment).map(|config| Config { file: PathBuf::new(), ..config })
+    // The places of the files differ from run to run.
+    load(Some(&path), &environment).map(|mut config| {
+        if let Hub::DeviceTwin { connection_string_file: Some(file), .. } = &mut config.hub {
+            *file = PathBuf::new();
+        }
+        Config { file: PathBuf::new(), ..config }
+    })
 }
 
 /// The keys of `section` as the product tells them to somebody who wrote a wrong one.

@@ -173,6 +173,13 @@ impl Client {
     /// What the sidecar itself said, or why it could not be heard. A status that came over the wire has no source.
     pub(super) fn trouble(&self, status: &Status) -> Trouble {
         if status.source().is_some() {
+            if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) {
+                return Trouble {
+                    message: format!("what runs at {} does not answer in time", self.place),
+                    hint: "its process may be frozen (state T in `ps`), or the device overloaded".into(),
+                    code: REFUSED,
+                };
+            }
             return unreachable(&self.place, &root_cause(status));
         }
         let said = if status.message().is_empty() { "no reason given" } else { status.message() };

@@ -27,7 +27,7 @@ const SHAPE_ADVICE: &str = "use a shared access policy's: HostName=NAME.azure-de
 
 /// The whole section.
 pub(super) fn read(mut section: Section, notes: &mut Notes) -> Hub {
-    let file = section.file();
+    let place = section.file();
     let (mirror_key, secret_key) = (section.full("mirror"), section.full("connection_string"));
     let before = notes.faults.len();
     let mirror = section.parsed("mirror", notes, mirror, MIRROR_ADVICE);
@@ -42,15 +42,15 @@ pub(super) fn read(mut section: Section, notes: &mut Notes) -> Hub {
     section.done(notes);
 
     if mirror.is_none() && !mirror_broken && secret.is_some() {
-        let at = secret.as_ref().map_or(file.clone(), |s| s.at.clone());
+        let at = secret.as_ref().map_or(place.clone(), |(s, _)| s.at.clone());
         notes.fault(&at, &mirror_key, "is missing although there are credentials for a hub", MIRROR_ADVICE);
     }
     if !mirror.as_ref().is_some_and(|m| m.value) {
         return Hub::Off;
     }
-    let Some(secret) = secret else {
+    let Some((secret, file)) = secret else {
         if !secret_broken {
-            let at = mirror.map_or(file, |m| m.at);
+            let at = mirror.map_or(place, |m| m.at);
             notes.fault(&at, &secret_key, "is missing, and mirror is on", CREDENTIALS_ADVICE);
         }
         return Hub::Off;
@@ -58,6 +58,7 @@ pub(super) fn read(mut section: Section, notes: &mut Notes) -> Hub {
     Hub::DeviceTwin {
         flag_path: flag.map_or_else(|| vec!["quorate".to_owned()], |s| s.value),
         connection_string: Secret(secret.value),
+        connection_string_file: file,
         ca_file,
         refresh,
     }
@@ -126,8 +127,8 @@ fn refresh(section: &mut Section, notes: &mut Notes) -> Duration {
     spot.value
 }
 
-/// The connection string from the environment or from its file. The environment wins.
-fn connection_string(section: &mut Section, notes: &mut Notes) -> Option<Spot<String>> {
+/// The connection string from the environment, or from its file and which. The environment wins.
+fn connection_string(section: &mut Section, notes: &mut Notes) -> Option<(Spot<String>, Option<PathBuf>)> {
     let inline = section.text("connection_string", notes);
     let advice = "write an absolute path of a file that holds the connection string";
     let file = section.parsed("connection_string_file", notes, |t| absolute(t, 4000), advice);
@@ -153,12 +154,12 @@ fn connection_string(section: &mut Section, notes: &mut Notes) -> Option<Spot<St
                 notes.fault(&file.at, &key, format!("{} {problem}", file.value.display()), SHAPE_ADVICE);
                 return None;
             }
-            return Some(Spot { value: text, at: file.at });
+            return Some((Spot { value: text, at: file.at }, Some(file.value)));
         }
     };
     let text = spot.value.trim().to_owned();
     match shape(&text) {
-        Ok(()) => Some(Spot { value: text, at: spot.at }),
+        Ok(()) => Some((Spot { value: text, at: spot.at }, None)),
         Err(problem) => {
             notes.fault(&spot.at, &key, problem, SHAPE_ADVICE);
             None

@@ -150,6 +150,8 @@ pub enum Hub {
         flag_path: Vec<String>,
         /// A shared access policy's connection string.
         connection_string: Secret,
+        /// `hub.connection_string_file`, if it came from there: read again when the hub refuses it.
+        connection_string_file: Option<PathBuf>,
         /// `hub.ca_file`: trusted besides the usual roots.
         ca_file: Option<PathBuf>,
         /// `hub.refresh`: how often the twins are compared when nothing changed. 1 s to 24 h. Default 10 min.

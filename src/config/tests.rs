@@ -115,7 +115,7 @@ fn the_environment_wins_and_may_say_everything() {
     let command = vec!["/app/run".to_owned(), "--fast".to_owned()];
     let stop_timeout = Duration::from_secs(30);
     assert_eq!(config.workload, Workload::Process { command, working_dir: None, env, stop_timeout });
-    let Hub::DeviceTwin { flag_path, connection_string, ca_file: None, refresh } = &config.hub else {
+    let Hub::DeviceTwin { flag_path, connection_string, ca_file: None, refresh, .. } = &config.hub else {
         panic!("{:?}", config.hub)
     };
     assert_eq!(flag_path, &["plant", "owner"]);

@@ -343,13 +343,18 @@ fn absolute(path: &Path) -> std::path::PathBuf {
 type OpenedHub = Option<(hub::Handle, hub::Settings)>;
 
 fn open_hub(config: &Config, clock: &Arc<dyn Clock>) -> Result<OpenedHub, Failure> {
-    let config::Hub::DeviceTwin { flag_path, connection_string, ca_file, refresh } = &config.hub else {
+    let config::Hub::DeviceTwin { flag_path, connection_string, connection_string_file, ca_file, refresh } =
+        &config.hub
+    else {
         return Ok(None);
     };
     let settings = hub::Settings {
         mirror: hub::MirrorKind::DeviceTwin,
         flag: FlagPath::try_from(flag_path.join(".")).map_err(Failure::Setup)?,
-        connection_string: Some(connection_string.expose().to_owned().into()),
+        connection_string: connection_string_file
+            .is_none()
+            .then(|| connection_string.expose().to_owned().into()),
+        connection_string_file: connection_string_file.clone(),
         ca_file: ca_file.clone(),
         refresh: *refresh,
         ..hub::Settings::default()

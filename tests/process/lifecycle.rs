@@ -82,6 +82,9 @@ fn a_frozen_sidecar_loses_the_workload_in_time_and_is_a_standby_afterwards() {
     assert_ne!(next, owner);
     // The fencer has kept the deadline without the sidecar: the last tick here lies before the first one there.
     site.runs_without_overlap();
+    let answer = site.ask(owner, &["leader"]);
+    let said = String::from_utf8_lossy(&answer.stderr).into_owned();
+    assert!(said.contains("does not answer in time") && said.contains("frozen"), "{said}");
     until("three seconds of ice", || (now().since(frozen) > Duration::from_secs(3)).then_some(()));
     site.signal(owner, Signal::CONT);
     assert_eq!(site.owner(epoch), (next, later), "it deposes nobody");

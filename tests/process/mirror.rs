@@ -113,6 +113,21 @@ fn a_hub_in_trouble_is_named_and_caught_up_with() {
     assert_eq!(site.runs_without_overlap().len(), 1);
 }
 
+#[test]
+fn a_mended_key_is_found_without_a_restart() {
+    let hub = Emulated::start(&["edge-1", "edge-2", "edge-3"]);
+    let file = hub.folder.path().join("connection-string");
+    let good = fs::read_to_string(&file).expect("reads");
+    let (front, _) = good.split_once("SharedAccessKey=").expect("a key");
+    fs::write(&file, format!("{front}SharedAccessKey=d3Jvbmc=")).expect("writes");
+    let (mut site, owner, epoch) =
+        Site::running(Plan { more: section(hub.folder.path()), ..Plan::default() });
+    site.condition(owner, "hub.unauthorized");
+    fs::write(&file, good).expect("writes");
+    site.reports(owner, "the mended key to be used", |r| !has(r, "hub.unauthorized") && r.hub.in_sync);
+    assert_eq!(site.owner(0), (owner, epoch), "the ownership did not change");
+}
+
 /// Something with a certificate of its own that says the same to everybody, until it is told to say something else.
 struct Stranger {
     folder: tempfile::TempDir,
