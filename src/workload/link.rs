@@ -165,6 +165,9 @@ impl Link {
 
     /// Whether the fencer has said something that has not been read yet, or has ended.
     pub(super) fn has_word(&self) -> bool {
+        if self.lines.has_line() {
+            return true;
+        }
         let Some(socket) = &self.socket else { return false };
         let mut look = [PollFd::new(socket, PollFlags::IN)];
         poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|found| found > 0)

@@ -285,6 +285,11 @@ impl Lines {
         self.0.extend_from_slice(bytes);
     }
 
+    /// Whether a whole line waits.
+    pub(super) fn has_line(&self) -> bool {
+        self.0.contains(&b'\n')
+    }
+
     /// The next whole line without its end; `None` while there is none. Call it until `None` after each push.
     ///
     /// # Errors

@@ -91,6 +91,9 @@ fn a_frozen_sidecar_loses_the_workload_in_time_and_is_a_standby_afterwards() {
     let status = |path| http(site.devices[owner].http, path).map(|(status, _)| status);
     until("the thawed one to be a standby", || (status("/standby") == Some(200)).then_some(()));
     assert_eq!(status("/owner"), Some(503));
+    // The fencer did its duty. What it said meanwhile is read before it is judged.
+    let report = site.report(owner).expect("answers");
+    assert!(!report.conditions.iter().any(|c| c.name == "fencer.lost"), "{:?}", report.conditions);
     let runs = site.runs_without_overlap();
     assert_eq!(runs.iter().map(|r| r.epoch.get()).collect::<Vec<_>>(), [epoch, later]);
 }

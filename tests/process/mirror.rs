@@ -120,8 +120,7 @@ fn a_mended_key_is_found_without_a_restart() {
     let good = fs::read_to_string(&file).expect("reads");
     let (front, _) = good.split_once("SharedAccessKey=").expect("a key");
     fs::write(&file, format!("{front}SharedAccessKey=d3Jvbmc=")).expect("writes");
-    let (mut site, owner, epoch) =
-        Site::running(Plan { more: section(hub.folder.path()), ..Plan::default() });
+    let (site, owner, epoch) = Site::running(Plan { more: section(hub.folder.path()), ..Plan::default() });
     site.condition(owner, "hub.unauthorized");
     fs::write(&file, good).expect("writes");
     site.reports(owner, "the mended key to be used", |r| !has(r, "hub.unauthorized") && r.hub.in_sync);
