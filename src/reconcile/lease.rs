@@ -6,7 +6,9 @@
 //! and B of the map).
 //!
 //! A leader that reached no quorum for long stops asking and only greets, so that the few members it still reaches are
-//! free to vote for somebody who reaches more.
+//! free to vote for somebody who reaches more. Nor does a leader keep the others waiting that does not own and cannot
+//! claim: at once if its workload is not confirmed stopped, after a while if its claim is not committed. Promises cost it
+//! no disk, so a leader whose disk hangs could go on for ever, and the site would have no owner.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -28,6 +30,10 @@ use crate::{
     workload,
 };
 
+/// How long a leader that does not own may keep the others from electing another, unless its disk is known to be slow.
+/// What it has to commit until it owns takes twice as long as an append may.
+const CLAIM_LIMIT: Duration = Duration::from_secs(10);
+
 /// A lease that is or was held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {
@@ -43,7 +49,7 @@ pub struct LeaseLoop {
     pub group: Group,
     /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// The workload, which knows what its fencer may have told the others.
+    /// The workload, which knows whether it has stopped, and what its fencer may have told the others.
     pub workload: workload::Handle,
     /// Why this device must not own, if so.
     pub unfit: watch::Receiver<Option<Unfit>>,
@@ -89,12 +95,14 @@ impl LeaseLoop {
         let (mut role, mut record, mut unfit) = (self.group.role(), self.group.record(), self.unfit.clone());
         let mut state: Option<State> = None;
         let mut asked = self.clock.now();
+        let mut unowned: Option<(Ballot, Moment)> = None;
         loop {
             let target = self.target(
                 &role.borrow_and_update(),
                 &record.borrow_and_update(),
                 unfit.borrow_and_update().as_ref(),
             );
+            let target = target.filter(|target| self.has_time(&mut unowned, target));
             let fresh = match (&state, target) {
                 (_, None) => {
                     if state.take().is_some() {
@@ -166,11 +174,28 @@ impl LeaseLoop {
             // Promises would only keep the named successor from being elected.
             let other =
                 record.released.as_ref().and_then(|r| r.successor.as_ref()).is_some_and(|s| *s != roster.me);
-            if other || unfit.is_some() {
+            // Nor does it claim before that is certain, which may be never: its fencer is lost, and there is no other.
+            let stopped = *self.workload.observe().borrow() == workload::Observed::Stopped;
+            if other || unfit.is_some() || !stopped {
                 return None;
             }
         }
         Some(Target { ballot: role.ballot, epoch })
+    }
+
+    /// Whether the others shall still wait for this leader, which has been without an ownership since then.
+    fn has_time(&self, unowned: &mut Option<(Ballot, Moment)>, target: &Target) -> bool {
+        if target.epoch != Epoch::ZERO {
+            *unowned = None;
+            return true;
+        }
+        let now = self.clock.now();
+        let since = match *unowned {
+            Some((ballot, since)) if ballot == target.ballot => since,
+            _ => now,
+        };
+        *unowned = Some((target.ballot, since));
+        now.since(since) < CLAIM_LIMIT.max(self.group.slowest_write() * 8)
     }
 
     fn is_void(&self, epoch: Epoch) -> bool {
