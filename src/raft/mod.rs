@@ -25,7 +25,8 @@
 //!   a majority without it: those can take it in. An unused store has promised nobody anything, so throwing it away breaks
 //!   no word; a used one is never thrown away.
 //! - The leader exchanges old for new by a joint configuration (`reconcile/members.rs`), one device at a time. It has heard
-//!   nothing from the old node for two refusal windows, so no lease that can still run counts a promise of it: the
+//!   nothing from the old node for two refusal windows, of the widest timing that a promise which still counts may have been
+//!   asked with, so no lease that can still run counts a promise of it: the
 //!   promises come from a majority `m` of the `n` voters without it. Whoever is elected after the exchange has at least
 //!   `m - 1` votes of the same `n - 1` nodes, and `m + (m - 1) > n - 1`: one of them promised, and refuses. From then on
 //!   the argument of the map holds with the new voters; the next exchange begins a refusal window later, when no lease
