@@ -22,8 +22,8 @@
 //! - A device that a member tells of another store, and that has never used its own, *doubts*: it gives no votes and
 //!   promises nothing ([`vote_guard`]). So two emptied devices do not become a majority that knows nothing, as long as one
 //!   that knows better can be heard. It starts over as a later store only when so many others have said so that they are
-//!   a majority without it: those can take it in. An unused store has promised nobody anything, so throwing it away breaks
-//!   no word; a used one is never thrown away.
+//!   a majority without it: those can take it in. What an unused store has promised, from memory, is kept, for its node
+//!   never votes any more; a used one is never thrown away.
 //! - The leader exchanges old for new by a joint configuration (`reconcile/members.rs`), one device at a time. It has heard
 //!   nothing from the old node for two refusal windows, of the widest timing that a promise which still counts may have been
 //!   asked with, so no lease that can still run counts a promise of it: the

@@ -116,6 +116,19 @@ fn the_disk_of_a_newly_elected_leader_hangs() {
 }
 
 #[test]
+fn the_owners_disk_hangs_in_the_middle_of_a_handover() {
+    for seed in 1..=4 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        stage.pass(3 * S);
+        stage.transfer((owner + 1) % 3);
+        stage.until(2 * S, "it stops its workload", |s| s.running().is_none());
+        // The stop receipt never gets onto its disk, and so to nobody.
+        stage.slow_disk(owner, 3600 * S, false);
+        another_runs(&mut stage, 20 * S, owner);
+    }
+}
+
+#[test]
 fn the_fencer_of_the_next_in_rank_is_lost_for_good() {
     for seed in 1..=4 {
         let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
