@@ -57,7 +57,8 @@ pub struct Fencer {
 impl Fencer {
     pub fn new(device: DeviceId, clock: Arc<dyn Clock>, kill_after: Duration, ledger: Ledger) -> Fencer {
         let observed = watch::Sender::new(Observed::Stopped);
-        let state = State { running: None, observed, stuck: false, lost: false, frozen: false, receipt: None };
+        let state =
+            State { running: None, observed, stuck: false, lost: false, frozen: false, receipt: None };
         Fencer { device, clock, kill_after, ledger, state: Arc::new(Mutex::new(state)) }
     }
 

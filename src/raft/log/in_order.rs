@@ -55,7 +55,9 @@ impl Disk for InOrder {
                     return Box::pin(async move {
                         // A newer one is on its way, and says all that this one does.
                         match self.covered.subscribe().wait_for(|c| *c >= up_to).await.as_deref() {
-                            Ok(Some(FAILED)) | Err(_) => Err(io::Error::other("a newer snapshot was not written")),
+                            Ok(Some(FAILED)) | Err(_) => {
+                                Err(io::Error::other("a newer snapshot was not written"))
+                            }
                             Ok(_) => Ok(()),
                         }
                     });

@@ -151,7 +151,9 @@ fn promises_of_a_wider_timing_are_waited_out() {
     let mut story = Story::new(3);
     let (_, of) = story.newcomer();
     story.widest = Duration::from_secs(60);
-    for (silent, may) in [(PRESENT, false), (Duration::from_secs(119), false), (Duration::from_secs(120), true)] {
+    for (silent, may) in
+        [(PRESENT, false), (Duration::from_secs(119), false), (Duration::from_secs(120), true)]
+    {
         story.contacts.insert(of.first_node(), contact(2, NOW.before(silent), 1, false));
         assert_eq!(story.step().is_some(), may, "{silent:?}");
     }
