@@ -41,6 +41,7 @@ pub mod log;
 mod machine;
 pub mod members;
 pub mod peer;
+mod role;
 mod types;
 pub mod vote_guard;
 mod vouch;
@@ -48,6 +49,7 @@ mod widest;
 mod wire;
 
 pub(crate) use group::Proposer;
-pub use group::{Campaign, Group, Parts, ProposeError, Question, Renewed, Role};
+pub use group::{Campaign, Group, Parts, ProposeError, Question, Renewed};
 pub use machine::Applied;
+pub use role::Role;
 pub use vouch::{Echo, Vouched};

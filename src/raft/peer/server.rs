@@ -387,6 +387,9 @@ impl proto::peer_server::Peer for Service {
         plausible::command(&json)?;
         let command: Command = serde_json::from_slice(&json)
             .map_err(|e| Status::invalid_argument(format!("not a command: {e}")))?;
+        if !command.travels() {
+            return Err(Status::invalid_argument("only who leads claims"));
+        }
         let outcome =
             self.proposer.propose_here(command).await.map_err(|e| Status::unavailable(e.to_string()))?;
         let outcome = serde_json::to_vec(&outcome).map_err(|e| Status::internal(e.to_string()))?;
