@@ -198,13 +198,17 @@ fn replace<T: PartialEq>(sender: &watch::Sender<T>, fresh: T) {
 
 /// This device's own ownership, if its lease is held now.
 pub(super) fn own(node: &Node, now: Moment) -> Option<Held> {
+    // The lease first: who gives up stops no sooner than the lease that is held when it begins to. Read the other way
+    // round, a lease could be told that was renewed in between.
+    let held = *node.held.borrow();
     let roster = node.group.roster();
-    let epoch = node.group.record().borrow().record.owned_by(&roster.me, roster.incarnation)?.epoch;
+    let record = node.group.record().borrow().record.clone();
+    let epoch = record.owned_by(&roster.me, roster.incarnation)?.epoch;
     // What is about to be given up is not told any more.
-    if node.unfit.borrow().is_some() || node.group.record().borrow().record.is_handing_over() {
+    if node.unfit.borrow().is_some() || record.is_handing_over() {
         return None;
     }
-    node.held.borrow().filter(|held| held.epoch == epoch && now < held.until)
+    held.filter(|held| held.epoch == epoch && now < held.until)
 }
 
 pub(super) fn answer(node: &Node) -> Answer {

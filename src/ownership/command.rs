@@ -28,6 +28,14 @@ pub enum Command {
     SettleTiming(SettleTiming),
 }
 
+impl Command {
+    /// Whether a member that does not lead may have the leader execute it. A claim is of use to who leads alone: from a
+    /// leader that was deposed meanwhile it would end the ownership of whoever leads now, and begin none.
+    pub fn travels(&self) -> bool {
+        !matches!(self, Command::Claim(_))
+    }
+}
+
 /// A claim for the epoch after `base`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
@@ -171,4 +179,27 @@ pub enum Refusal {
     /// The last epoch that a twin can hold has been used.
     #[error("the last epoch has been used")]
     EpochsUsedUp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_its_leaders_own() {
+        let device = DeviceId::new("edge-1").expect("a name");
+        let (incarnation, epoch) = (Incarnation(1), Epoch::ZERO);
+        let claim = Claim {
+            device: device.clone(),
+            incarnation,
+            base: epoch,
+            at_unix_ms: 0,
+            seal: None,
+            proof: None,
+        };
+        assert!(!Command::Claim(claim).travels());
+        let receipt =
+            StopReceipt { device, incarnation, epoch, successor: None, reason: String::new(), at_unix_ms: 0 };
+        assert!(Command::StopReceipt(receipt).travels(), "who was deposed gives up all the same");
+    }
 }

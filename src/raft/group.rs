@@ -11,7 +11,7 @@ use std::{
 };
 
 use openraft::{
-    ChangeMembers, ServerState,
+    ChangeMembers,
     error::{ClientWriteError, RaftError},
 };
 use tokio::sync::{mpsc, watch};
@@ -33,6 +33,7 @@ use super::{
         server::Service,
         transport::{DialerHandle, Incoming},
     },
+    role::{Role, follow},
     types::{self, Device, LogId, Raft},
     vote_guard::{Ballot, Bar, VoteGuard, VoteRefusal},
     vouch::{Echo, Vouch, Vouched},
@@ -54,21 +55,6 @@ use crate::{
 
 /// The longest wait for an answer from memory.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
-
-/// Where this member stands, and who votes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Role {
-    /// Follower, new leader, or leader.
-    pub standing: Standing,
-    /// The ballot that this member leads or follows with.
-    pub ballot: Ballot,
-    /// The voters of the effective membership; two sets while it changes.
-    pub voters: Vec<BTreeSet<NodeId>>,
-    /// The index of the last entry known to be applied here.
-    pub applied: u64,
-    /// Set once Raft has stopped for good, with the reason. Only a restart helps.
-    pub fatal: Option<String>,
-}
 
 /// Why a command was not executed. Whether it will be is not known after [`ProposeError::NoAnswer`].
 #[derive(Debug, thiserror::Error)]
@@ -367,7 +353,7 @@ impl Group {
     pub async fn propose(&self, command: Command, limit: Duration) -> Result<Outcome, ProposeError> {
         let work = async {
             match Proposer(self.raft.clone()).propose_here(command.clone()).await {
-                Err(ProposeError::NoLeader) => self.forward(&command, limit).await,
+                Err(ProposeError::NoLeader) if command.travels() => self.forward(&command, limit).await,
                 other => other,
             }
         };
@@ -693,56 +679,6 @@ fn hopeless(refusal: &VoteRefusal) -> Campaign {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Turns openraft's metrics and the applied record into a [`Role`].
-fn follow(
-    raft: &Raft,
-    machine: &Machine,
-    roster: &Arc<Roster>,
-    tasks: &TaskTracker,
-) -> watch::Receiver<Role> {
-    let mut metrics = raft.metrics();
-    let mut applied = machine.watch();
-    let (me, roster) = (roster.node, roster.clone());
-    let read = move |metrics: &types::Metrics, applied: &Applied| {
-        let ballot = types::ballot(&metrics.vote);
-        let leads = metrics.state == ServerState::Leader && metrics.vote.committed && ballot.node == me;
-        let standing = match (leads, applied.by == (ballot.term, me.0)) {
-            (false, _) => Standing::Follower,
-            (true, false) => Standing::NewLeader,
-            (true, true) => Standing::Leader,
-        };
-        let members = types::members(metrics.membership_config.membership());
-        roster.now_members(&members);
-        Role {
-            standing,
-            ballot,
-            voters: members.voters,
-            applied: applied.index.unwrap_or(0),
-            fatal: metrics.running_state.as_ref().err().map(ToString::to_string),
-        }
-    };
-    let (sender, receiver) = watch::channel(read(&metrics.borrow(), &applied.borrow()));
-    tasks.spawn(async move {
-        loop {
-            let ended = tokio::select! {
-                changed = metrics.changed() => changed.is_err(),
-                changed = applied.changed() => changed.is_err(),
-                () = sender.closed() => return,
-            };
-            let fresh = read(&metrics.borrow_and_update(), &applied.borrow_and_update());
-            sender.send_if_modified(|role| {
-                let changed = *role != fresh;
-                *role = fresh;
-                changed
-            });
-            if ended {
-                return;
-            }
-        }
-    });
-    receiver
 }
 
 /// Members do not tell each other the wall time: nobody reads it, and hyper would take it from the machine's own clock

@@ -207,7 +207,12 @@ impl RaftSnapshotBuilder<Types> for Machine {
             (meta, data)
         };
         self.disk.write(Change::Snapshot(encode_snapshot(&meta, &data))).await.map_err(|e| failed(&e))?;
-        self.state().snapshot = Some((meta.clone(), data.clone()));
+        // One that was installed meanwhile is newer.
+        let mut state = self.state();
+        if state.snapshot.as_ref().is_none_or(|(present, _)| present.last_log_id <= meta.last_log_id) {
+            state.snapshot = Some((meta.clone(), data.clone()));
+        }
+        drop(state);
         Ok(Snapshot { meta, snapshot: Box::new(data) })
     }
 }

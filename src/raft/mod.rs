@@ -22,10 +22,11 @@
 //! - A device that a member tells of another store, and that has never used its own, *doubts*: it gives no votes and
 //!   promises nothing ([`vote_guard`]). So two emptied devices do not become a majority that knows nothing, as long as one
 //!   that knows better can be heard. It starts over as a later store only when so many others have said so that they are
-//!   a majority without it: those can take it in. An unused store has promised nobody anything, so throwing it away breaks
-//!   no word; a used one is never thrown away.
+//!   a majority without it: those can take it in. What an unused store has promised, from memory, is kept, for its node
+//!   never votes any more; a used one is never thrown away.
 //! - The leader exchanges old for new by a joint configuration (`reconcile/members.rs`), one device at a time. It has heard
-//!   nothing from the old node for two refusal windows, so no lease that can still run counts a promise of it: the
+//!   nothing from the old node for two refusal windows, of the widest timing that a promise which still counts may have been
+//!   asked with, so no lease that can still run counts a promise of it: the
 //!   promises come from a majority `m` of the `n` voters without it. Whoever is elected after the exchange has at least
 //!   `m - 1` votes of the same `n - 1` nodes, and `m + (m - 1) > n - 1`: one of them promised, and refuses. From then on
 //!   the argument of the map holds with the new voters; the next exchange begins a refusal window later, when no lease
@@ -40,6 +41,7 @@ pub mod log;
 mod machine;
 pub mod members;
 pub mod peer;
+mod role;
 mod types;
 pub mod vote_guard;
 mod vouch;
@@ -47,6 +49,7 @@ mod widest;
 mod wire;
 
 pub(crate) use group::Proposer;
-pub use group::{Campaign, Group, Parts, ProposeError, Question, Renewed, Role};
+pub use group::{Campaign, Group, Parts, ProposeError, Question, Renewed};
 pub use machine::Applied;
+pub use role::Role;
 pub use vouch::{Echo, Vouched};

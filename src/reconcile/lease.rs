@@ -6,7 +6,10 @@
 //! and B of the map).
 //!
 //! A leader that reached no quorum for long stops asking and only greets, so that the few members it still reaches are
-//! free to vote for somebody who reaches more.
+//! free to vote for somebody who reaches more. Nor does a leader under which nothing runs keep the others waiting: not at
+//! all if it cannot claim because its workload is not confirmed stopped, and only for a while if its claim or its stop
+//! receipt is not committed. Promises cost no disk, so a leader whose disk hangs could go on for ever, and the site would
+//! have no owner.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -28,6 +31,10 @@ use crate::{
     workload,
 };
 
+/// How long a leader under which nothing runs may keep the others from electing another, unless its disk is known to be
+/// slow. What it has to commit until it owns takes twice as long as an append may.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
 /// A lease that is or was held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Held {
@@ -43,7 +50,7 @@ pub struct LeaseLoop {
     pub group: Group,
     /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// The workload, which knows what its fencer may have told the others.
+    /// The workload, which knows whether it has stopped, and what its fencer may have told the others.
     pub workload: workload::Handle,
     /// Why this device must not own, if so.
     pub unfit: watch::Receiver<Option<Unfit>>,
@@ -89,12 +96,14 @@ impl LeaseLoop {
         let (mut role, mut record, mut unfit) = (self.group.role(), self.group.record(), self.unfit.clone());
         let mut state: Option<State> = None;
         let mut asked = self.clock.now();
+        let mut idle: Option<(Target, Moment)> = None;
         loop {
             let target = self.target(
                 &role.borrow_and_update(),
                 &record.borrow_and_update(),
                 unfit.borrow_and_update().as_ref(),
             );
+            let target = target.filter(|target| self.has_time(*target, state.as_ref(), &mut idle));
             let fresh = match (&state, target) {
                 (_, None) => {
                     if state.take().is_some() {
@@ -166,11 +175,30 @@ impl LeaseLoop {
             // Promises would only keep the named successor from being elected.
             let other =
                 record.released.as_ref().and_then(|r| r.successor.as_ref()).is_some_and(|s| *s != roster.me);
-            if other || unfit.is_some() {
+            // Nor does it claim before that is certain, which may be never: its fencer is lost, and there is no other.
+            let stopped = self.has_stopped();
+            if other || unfit.is_some() || !stopped {
                 return None;
             }
         }
         Some(Target { ballot: role.ballot, epoch })
+    }
+
+    fn has_stopped(&self) -> bool {
+        *self.workload.observe().borrow() == workload::Observed::Stopped
+    }
+
+    /// Whether the others shall still wait for this leader. `idle` says since when nothing runs under what it asks for.
+    fn has_time(&self, target: Target, asks: Option<&State>, idle: &mut Option<(Target, Moment)>) -> bool {
+        let (now, timing) = (self.clock.now(), self.group.timing());
+        // Whom no quorum promises anything keeps nobody waiting.
+        if !self.has_stopped() || asks.is_some_and(|state| state.is_hopeless(now, &timing)) {
+            *idle = None;
+            return true;
+        }
+        let since = idle.filter(|(of, _)| *of == target).map_or(now, |(_, since)| since);
+        *idle = Some((target, since));
+        now.since(since) < IDLE_LIMIT.max(self.group.slowest_write() * 8)
     }
 
     fn is_void(&self, epoch: Epoch) -> bool {

@@ -85,11 +85,15 @@ impl MembersLoop {
         let roster = self.group.roster();
         let (members, contacts) = (roster.members(), roster.contacts());
         let caught_up = self.group.caught_up();
+        let timing = self.group.timing();
+        let agreed = self.group.record().borrow().record.pace.widest();
         let view = plan::View {
             now: self.clock.now(),
             me: roster.node,
             store: roster.store.number,
             site: &roster.site,
+            widest: agreed.max(timing.refusal()).max(roster.site.timing.refusal()),
+            hold: timing.hold(),
             members: &members,
             contacts: &contacts,
             caught_up: &caught_up,

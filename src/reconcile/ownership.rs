@@ -94,7 +94,7 @@ impl OwnershipLoop {
                     record: &applied.record,
                     lease: held.borrow_and_update().map(|h| (h.epoch, h.until)),
                     running: running(&seen),
-                    burned: self.burned(&memory),
+                    burned: self.burned(&memory, applied.record.epoch),
                     unfit: unfit.as_ref(),
                     successor: successor.as_ref(),
                     successor_until: self.successor_until(&applied.record.released, now, &mut memory),
@@ -172,11 +172,12 @@ impl OwnershipLoop {
         }
     }
 
-    /// The epoch that must not be started here again: its fencer was lost, or has already said so to the others, or its
-    /// receipt was proposed. A receipt that was not committed in time may still be, whatever became of its cause.
-    fn burned(&self, memory: &Memory) -> Option<Epoch> {
+    /// `epoch`, if it must not be started here again: its fencer was lost, or has already said so to the others, or its
+    /// receipt was proposed. A receipt that was not committed in time may still be, whatever became of its cause. Each
+    /// is asked about this very epoch, for a proof may be of one that is newer than what the decision is made of.
+    fn burned(&self, memory: &Memory, epoch: Epoch) -> Option<Epoch> {
         let proven = self.group.proof().map(|proof| proof.epoch);
-        self.workload.burned().max(proven).max(memory.proposed)
+        [self.workload.burned(), proven, memory.proposed].contains(&Some(epoch)).then_some(epoch)
     }
 
     async fn stop(&self, reason: &Reason) -> Wake {

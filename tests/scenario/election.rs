@@ -1,6 +1,6 @@
 //! Stories of elections in which the obvious winner is the wrong one, or dies.
 
-use quorate::raft::log::Disk as _;
+use quorate::raft::log::{Disk as _, StoredVote};
 
 use super::{S, another_runs, bound, running};
 use crate::stage::{Setup, Stage};
@@ -74,4 +74,32 @@ fn the_witness_knows_more_than_the_only_device_that_may_own() {
     stage.crash(owner);
     stage.start(other);
     stage.until(20 * S, "the only device that may own does", |s| s.running() == Some(other));
+}
+
+/// After many elections in vain one device knows a late term, and another the newest entries of the log. Only the second
+/// can be elected, and what it stands with is outdated.
+#[test]
+fn the_only_one_that_can_win_is_many_elections_behind() {
+    let (mut stage, owner) = running(Setup::default());
+    stage.pass(3 * S);
+    let (newest, late) = ((owner + 1) % 3, (owner + 2) % 3);
+    stage.crash(late);
+    stage.transfer(newest);
+    another_runs(&mut stage, 2 * bound(), owner);
+    stage.pass(S);
+    // Back again, so that it has led no more when it restarts.
+    stage.transfer(owner);
+    another_runs(&mut stage, 2 * bound(), newest);
+    stage.pass(S);
+    stage.crash(owner);
+    stage.crash(newest);
+    let mut contents = stage.devices[late].disk.contents().expect("reads");
+    let node = stage.devices[late].id.first_node().0;
+    contents.vote = Some(StoredVote { term: 5000, node, committed: false });
+    stage.devices[late].disk.replace(contents);
+    stage.start(newest);
+    stage.start(late);
+    // A restarted device votes for nobody at first.
+    let limit = stage.site.timing.refusal() + bound();
+    stage.until(limit, "the one with the newest log owns", |s| s.running() == Some(newest));
 }

@@ -93,3 +93,49 @@ fn a_device_that_lost_its_store_does_not_vote() {
     stage.start(owner);
     stage.until(3 * bound(), "a majority that remembers", |s| s.running().is_some());
 }
+
+#[test]
+fn the_disk_of_a_newly_elected_leader_hangs() {
+    for seed in 1..=4 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        stage.pass(3 * S);
+        // Slow enough that the vote and what comes after it can be told apart.
+        for n in 0..3 {
+            stage.slow_disk(n, 20 * MS, false);
+        }
+        stage.crash(owner);
+        let leads = |s: &Stage| (0..3).filter(|n| *n != owner).find(|n| s.leads(*n));
+        stage.until(2 * S, "somebody is elected", |s| leads(s).is_some());
+        let elected = leads(&stage).expect("just seen");
+        assert_eq!(stage.running(), None, "it has not claimed yet");
+        // No error: fsync just does not come back. It goes on answering from memory.
+        stage.slow_disk(elected, 3600 * S, false);
+        stage.start(owner);
+        another_runs(&mut stage, 20 * S, elected);
+    }
+}
+
+#[test]
+fn the_owners_disk_hangs_in_the_middle_of_a_handover() {
+    for seed in 1..=4 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        stage.pass(3 * S);
+        stage.transfer((owner + 1) % 3);
+        stage.until(2 * S, "it stops its workload", |s| s.running().is_none());
+        // The stop receipt never gets onto its disk, and so to nobody.
+        stage.slow_disk(owner, 3600 * S, false);
+        another_runs(&mut stage, 20 * S, owner);
+    }
+}
+
+#[test]
+fn the_fencer_of_the_next_in_rank_is_lost_for_good() {
+    for seed in 1..=4 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        let next = (0..3).find(|n| *n != owner).expect("three devices");
+        stage.devices[next].fencer.lose();
+        stage.pass(S);
+        stage.crash(owner);
+        another_runs(&mut stage, 2 * bound(), owner);
+    }
+}

@@ -17,7 +17,7 @@ use quorate::{
         door::{NodeDoor, Surroundings},
     },
     ownership::command::{Command, Transfer},
-    raft::{Applied, log::Contents, peer::Roster},
+    raft::{Applied, Role, log::Contents, peer::Roster},
     seal::Receipt,
     site::Site,
     status::door::{Answer, Door as _},
@@ -70,6 +70,7 @@ pub struct Live {
     pub record: watch::Receiver<Applied>,
     pub answers: watch::Receiver<Answer>,
     pub elections: Arc<AtomicU64>,
+    pub role: watch::Receiver<Role>,
     pub roster: Arc<Roster>,
 }
 
@@ -179,6 +180,7 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
         record: node.group.record(),
         answers: door.answers(),
         elections: node.elections.clone(),
+        role: node.group.role(),
         roster: node.group.roster().clone(),
     };
     *device.live.lock().unwrap_or_else(PoisonError::into_inner) = Some(live);

@@ -31,7 +31,7 @@ use net::{Link, Net};
 use quorate::{
     dice::Dice,
     id::{DeviceId, SiteId, StoreId},
-    ownership::record::Cause,
+    ownership::{record::Cause, view::Standing},
     raft::{log::Contents, peer::Roster},
     site::{Member, Role, Site},
     timing::{Settings, Timing},
@@ -352,6 +352,12 @@ impl Stage {
     pub fn whole(&self, at: usize) -> bool {
         let nodes = self.roster(at).map_or(0, |r| r.members().nodes.len());
         nodes == self.devices.len() && (0..self.devices.len()).all(|n| self.votes(at, n))
+    }
+
+    /// Whether a device leads the group, by what its own Raft says.
+    pub fn leads(&self, n: usize) -> bool {
+        let live = self.devices[n].live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.as_ref().is_some_and(|live| live.role.borrow().standing != Standing::Follower)
     }
 
     /// Elections that a device has begun in this life.

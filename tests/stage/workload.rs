@@ -36,6 +36,8 @@ struct State {
     observed: watch::Sender<Observed>,
     /// It cannot be ended now, as in an uninterruptible wait of the kernel.
     stuck: bool,
+    /// There is no fencer, and none can be started.
+    lost: bool,
     /// The whole machine stands still.
     frozen: bool,
     /// The receipt that it has to show since its sidecar died and its workload ended.
@@ -55,7 +57,8 @@ pub struct Fencer {
 impl Fencer {
     pub fn new(device: DeviceId, clock: Arc<dyn Clock>, kill_after: Duration, ledger: Ledger) -> Fencer {
         let observed = watch::Sender::new(Observed::Stopped);
-        let state = State { running: None, observed, stuck: false, frozen: false, receipt: None };
+        let state =
+            State { running: None, observed, stuck: false, lost: false, frozen: false, receipt: None };
         Fencer { device, clock, kill_after, ledger, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -119,7 +122,7 @@ impl Fencer {
         if state.running.take().is_some() && !state.frozen {
             self.ledger.end(&self.device);
         }
-        (state.frozen, state.receipt) = (false, None);
+        (state.frozen, state.lost, state.receipt) = (false, false, None);
         state.observed.send_replace(Observed::Stopped);
     }
 
@@ -129,7 +132,16 @@ impl Fencer {
     }
 
     pub fn is_stuck(&self) -> bool {
-        self.state().stuck
+        let state = self.state();
+        state.stuck || state.lost
+    }
+
+    /// The fencer of a device on which nothing runs is lost, and no other can be started: nothing is confirmed any more.
+    pub fn lose(&self) {
+        let mut state = self.state();
+        assert!(state.running.is_none(), "only an idle fencer is lost here");
+        state.lost = true;
+        state.observed.send_replace(Observed::Stopping { epoch: Epoch::ZERO });
     }
 
     /// The whole machine stands still, or goes on. What runs then does so before anything can stop it.

@@ -1,20 +1,30 @@
-//! A disk that removes log entries only once a durable snapshot covers them.
+//! A disk that removes log entries only once a durable snapshot covers them, and never goes back to an older snapshot.
 //!
 //! openraft hands an installed snapshot to the state machine's task and removes the log behind it at once, without
 //! waiting. A power cut between the two would leave a store whose log begins behind its snapshot; it would rightly be
-//! called damaged at the next start. Everything else goes straight through.
+//! called damaged at the next start. It also builds a snapshot on a task of its own, beside which one that the leader sent
+//! may be installed and the log removed up to that: the older of the two must not be what stays. Everything else goes
+//! straight through.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tokio::sync::watch;
 
 use super::{BoxFuture, Change, Contents, Disk, decode_snapshot};
+
+/// In place of an index: no snapshot becomes durable any more. No log reaches as far.
+const FAILED: u64 = u64::MAX;
 
 /// See the file's head.
 pub(crate) struct InOrder {
     disk: Arc<dyn Disk>,
     /// Up to which index a snapshot is durable.
     covered: watch::Sender<Option<u64>>,
+    /// Up to which index one was handed in.
+    newest: Mutex<Option<u64>>,
 }
 
 fn covers(snapshot: &bytes::Bytes) -> Option<u64> {
@@ -25,7 +35,7 @@ impl InOrder {
     /// Puts `disk`, which holds `contents`, in order.
     pub(crate) fn new(disk: Arc<dyn Disk>, contents: &Contents) -> InOrder {
         let covered = contents.snapshot.as_ref().and_then(covers);
-        InOrder { disk, covered: watch::Sender::new(covered) }
+        InOrder { disk, covered: watch::Sender::new(covered), newest: Mutex::new(covered) }
     }
 }
 
@@ -39,11 +49,26 @@ impl Disk for InOrder {
             }),
             Change::Snapshot(bytes) => {
                 let up_to = covers(&bytes);
+                // Held until the disk has it, so that the order there is the order here.
+                let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+                if up_to < *newest {
+                    return Box::pin(async move {
+                        // A newer one is on its way, and says all that this one does.
+                        match self.covered.subscribe().wait_for(|c| *c >= up_to).await.as_deref() {
+                            Ok(Some(FAILED)) | Err(_) => {
+                                Err(io::Error::other("a newer snapshot was not written"))
+                            }
+                            Ok(_) => Ok(()),
+                        }
+                    });
+                }
+                *newest = up_to;
                 let written = self.disk.write(Change::Snapshot(bytes));
+                drop(newest);
                 Box::pin(async move {
                     let result = written.await;
                     // After an error nothing is written any more, and whoever waits shall hear of it.
-                    let up_to = if result.is_ok() { up_to } else { Some(u64::MAX) };
+                    let up_to = if result.is_ok() { up_to } else { Some(FAILED) };
                     self.covered.send_modify(|covered| *covered = (*covered).max(up_to));
                     result
                 })
@@ -88,6 +113,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn no_older_snapshot_replaces_a_newer_one() {
+        let memory = MemoryDisk::default();
+        memory.delay(Duration::from_millis(500));
+        let disk = InOrder::new(Arc::new(memory.clone()), &Contents::default());
+        let snapshot = |index| {
+            let last = load_log_id(StoredLogId { term: 1, node: 1, index });
+            encode_snapshot(&SnapshotMeta { last_log_id: Some(last), ..SnapshotMeta::default() }, b"{}")
+        };
+        // Built at 100, and overtaken by one that the leader has sent.
+        let installed = disk.write(Change::Snapshot(snapshot(300)));
+        let built = disk.write(Change::Snapshot(snapshot(100)));
+        let (installed, built) = tokio::join!(installed, built);
+        installed.expect("written");
+        built.expect("it is covered");
+        disk.write(Change::PurgeUpTo(StoredLogId { term: 1, node: 1, index: 300 })).await.expect("written");
+        let kept = memory.contents().expect("reads").snapshot;
+        assert_eq!(kept, Some(snapshot(300)), "or the log between the two would be missing");
+        disk.write(Change::Snapshot(snapshot(301))).await.expect("written");
+        assert_eq!(memory.contents().expect("reads").snapshot, Some(snapshot(301)));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_broken_disk_keeps_nobody_waiting() {
         let memory = MemoryDisk::default();
         let disk = InOrder::new(Arc::new(memory.clone()), &Contents::default());
@@ -95,5 +142,8 @@ mod tests {
         let meta = SnapshotMeta::default();
         disk.write(Change::Snapshot(encode_snapshot(&meta, b"{}"))).await.expect_err("broken");
         disk.write(Change::PurgeUpTo(StoredLogId::default())).await.expect_err("broken");
+        let newer = SnapshotMeta { last_log_id: Some(load_log_id(StoredLogId::default())), ..meta.clone() };
+        disk.write(Change::Snapshot(encode_snapshot(&newer, b"{}"))).await.expect_err("broken");
+        disk.write(Change::Snapshot(encode_snapshot(&meta, b"{}"))).await.expect_err("so is the older");
     }
 }

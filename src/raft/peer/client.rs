@@ -26,7 +26,7 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::{Roster, line::Line, server::KNOWN_STORE, transport::DialerHandle};
+use super::{Roster, line::Line, plausible, server::KNOWN_STORE, transport::DialerHandle};
 use crate::{
     id::{DeviceId, NodeId},
     raft::{
@@ -375,6 +375,12 @@ fn unreachable(error: &(impl std::error::Error + 'static)) -> Unreachable {
     Unreachable::new(error)
 }
 
+/// The vote that a member answers with to one of this term.
+fn answered(ballot: Option<proto::Ballot>, term: u64) -> Result<Vote, Unreachable> {
+    let ballot = plausible::answer(ballot, term).map_err(|e| unreachable(&e))?;
+    wire::take_vote(ballot).map_err(|e| unreachable(&e))
+}
+
 type CallError = RPCError<u64, Device, RaftError<u64>>;
 
 impl RaftNetwork<Types> for Network {
@@ -385,6 +391,7 @@ impl RaftNetwork<Types> for Network {
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
         use proto::append_reply::Outcome;
         let entries = request.entries.iter().map(wire::put_entry).collect::<Result<Vec<_>, _>>();
+        let term = request.vote.leader_id.term;
         let message = proto::AppendRequest {
             ballot: Some(wire::put_vote(&request.vote)),
             prev: request.prev_log_id.as_ref().map(wire::put_log_id),
@@ -398,9 +405,7 @@ impl RaftNetwork<Types> for Network {
                 AppendEntriesResponse::PartialSuccess((!reply.partial_none).then(|| wire::take_log_id(id)))
             }
             Some(Outcome::Conflict(_)) => AppendEntriesResponse::Conflict,
-            Some(Outcome::Higher(ballot)) => {
-                AppendEntriesResponse::HigherVote(wire::take_vote(Some(ballot)).map_err(|e| unreachable(&e))?)
-            }
+            Some(Outcome::Higher(ballot)) => AppendEntriesResponse::HigherVote(answered(Some(ballot), term)?),
             None => return Err(unreachable(&wire::Error::Missing("outcome")).into()),
         })
     }
@@ -423,7 +428,7 @@ impl RaftNetwork<Types> for Network {
                 return Err(unreachable(&status).into());
             }
         };
-        let vote = wire::take_vote(reply.ballot).map_err(|e| unreachable(&e))?;
+        let vote = answered(reply.ballot, term).inspect_err(|e| self.rejected(term, e.to_string()))?;
         if !reply.granted {
             self.rejected(term, format!("refused: the voter is at {vote}"));
         }
@@ -447,7 +452,7 @@ impl RaftNetwork<Types> for Network {
             data: (*snapshot.snapshot).into(),
         };
         let reply = self.peer()?.snapshot(message).await.map_err(|e| unreachable(&e))?;
-        Ok(SnapshotResponse { vote: wire::take_vote(reply.ballot).map_err(|e| unreachable(&e))? })
+        Ok(SnapshotResponse { vote: answered(reply.ballot, vote.leader_id.term)? })
     }
 
     fn backoff(&self) -> Backoff {

@@ -2,7 +2,8 @@
 //!
 //! Raft trusts its members: numbers that no site can reach end its arithmetic, and a snapshot that cannot be read would
 //! still lie on disk after the next start. A member with a fault, or somebody who only looks like a member, gets an
-//! error here and changes nothing. This is no defence against a member that tells plausible lies.
+//! error here and changes nothing, whether it asks or answers. This is no defence against a member that tells plausible
+//! lies.
 
 use tonic::Status;
 
@@ -37,6 +38,13 @@ pub(super) fn ballot(ballot: Option<Ballot>, caller: NodeId, own_term: u64) -> R
     let ballot = ballot.ok_or_else(|| wrong("the field ballot is missing"))?;
     check(ballot.node == caller.0, "the ballot is not the caller's")?;
     check(ballot.term <= own_term.saturating_add(TERMS_AHEAD), "the term is out of range")?;
+    Ok(ballot)
+}
+
+/// The ballot that is answered to a member with the term `own_term`: anybody's, but one that some site can reach.
+pub(super) fn answer(ballot: Option<Ballot>, own_term: u64) -> Result<Option<Ballot>, Status> {
+    let term = ballot.as_ref().map_or(0, |ballot| ballot.term);
+    check(term <= own_term.saturating_add(TERMS_AHEAD), "the term of the answer is out of range")?;
     Ok(ballot)
 }
 
@@ -143,6 +151,17 @@ mod tests {
             assert!(error.message().contains(why), "{error}");
         }
         assert!(ballot(led(u64::MAX), ME, u64::MAX).is_ok(), "no overflow at the end either");
+    }
+
+    #[test]
+    fn an_answer_with_an_impossible_term_is_none() {
+        let of_another = |term| Some(Ballot { term, node: 8, committed: false });
+        assert!(answer(of_another(3 + TERMS_AHEAD), 3).is_ok());
+        assert!(answer(None, 3).is_ok(), "what is missing is found missing later");
+        for term in [4 + TERMS_AHEAD, u64::MAX] {
+            let error = answer(of_another(term), 3).expect_err("no site gets as far");
+            assert!(error.message().contains("out of range"), "{error}");
+        }
     }
 
     #[test]

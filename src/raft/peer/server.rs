@@ -254,7 +254,15 @@ impl proto::peer_server::Peer for Service {
         plausible::candidate(&message, caller, self.term())?;
         self.attested(&message);
         let vote = wire::take_vote(message.ballot)?;
-        let ticket = self.guard.begin_vote(Some(ballot(&vote))).map_err(refused)?;
+        let ticket = match self.guard.begin_vote(Some(ballot(&vote))) {
+            Ok(ticket) => ticket,
+            // Said as Raft says it, or the candidate would come back one term higher at a time.
+            Err(VoteRefusal::Outdated { seen }) => {
+                let ballot = proto::Ballot { term: seen.term, node: seen.node.0, committed: false };
+                return Ok(Response::new(proto::VoteReply { ballot: Some(ballot), ..Default::default() }));
+            }
+            Err(refusal) => return Err(refused(refusal)),
+        };
         // The vote counts whoever's turn it is; from now on it is this candidate's, if it can win and it is nobody else's.
         let candidate = NodeId(vote.leader_id.node_id);
         let theirs = message.last_log_id.map(wire::take_log_id);
@@ -379,6 +387,9 @@ impl proto::peer_server::Peer for Service {
         plausible::command(&json)?;
         let command: Command = serde_json::from_slice(&json)
             .map_err(|e| Status::invalid_argument(format!("not a command: {e}")))?;
+        if !command.travels() {
+            return Err(Status::invalid_argument("only who leads claims"));
+        }
         let outcome =
             self.proposer.propose_here(command).await.map_err(|e| Status::unavailable(e.to_string()))?;
         let outcome = serde_json::to_vec(&outcome).map_err(|e| Status::internal(e.to_string()))?;

@@ -35,6 +35,11 @@ pub struct View<'a> {
     pub store: u64,
     /// The configured site.
     pub site: &'a Site,
+    /// The longest refusal window that a promise which still counts may have. More than the configured one while the
+    /// timing is stretched, and until it has settled after that.
+    pub widest: Duration,
+    /// How long ago a member may have been heard that is there now: the hold of the timing in use.
+    pub hold: Duration,
     /// The membership in force.
     pub members: &'a Members,
     /// What is known of each other node.
@@ -123,20 +128,19 @@ impl View<'_> {
     /// # Errors
     /// Why not yet, in one sentence.
     pub fn may_be_replaced(&self, old: Option<NodeId>) -> Result<(), String> {
-        let timing = &self.site.timing;
         if old == Some(self.me) {
             return Err("the device that leads cannot be replaced".into());
         }
         if let Some(old) = old
-            && self.silent(old) < PRESENT.max(timing.refusal() * 2)
+            && self.silent(old) < PRESENT.max(self.widest * 2)
         {
             let seconds = self.silent(old).as_secs();
             return Err(format!("its former store was heard {seconds} s ago and may still be there"));
         }
-        if self.now.since(self.changed) < timing.refusal() {
+        if self.now.since(self.changed) < self.widest {
             return Err("the members have changed just now".into());
         }
-        let heard = |node: NodeId| node == self.me || self.silent(node) < timing.hold();
+        let heard = |node: NodeId| node == self.me || self.silent(node) < self.hold;
         if !self.members.is_quorum(|node| Some(*node) != old && heard(*node)) {
             return Err("there is no majority without it".into());
         }
