@@ -31,7 +31,7 @@
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     process::ExitCode,
     time::Duration,
 };
@@ -403,6 +403,8 @@ fn take_place(orders: &Orders) -> Result<(OwnedFd, File), Text> {
     let lock = OpenOptions::new()
         .append(true)
         .create(true)
+        // Who may open it may also hold its lock, and then nothing starts here.
+        .mode(0o600)
         .open(&orders.lock)
         .map_err(|e| not(&format!("open {}", orders.lock.display()), &e))?;
     Ok((timer, lock))

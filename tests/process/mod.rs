@@ -6,6 +6,7 @@ mod disk;
 mod fencer;
 mod folders;
 mod footing;
+mod forgery;
 mod last_line;
 mod lifecycle;
 mod listeners;

@@ -52,6 +52,10 @@ impl Drop for Stage {
             for pid in self.survivors().into_iter().chain(self.fencers()) {
                 send(pid, Signal::KILL);
             }
+            // A fencer that was killed leaves it; if somebody is still in it, that is no loss.
+            for hierarchy in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+                let _ = std::fs::remove_dir(Path::new(hierarchy).join(self.cgroup_name()));
+            }
         }
     }
 }
@@ -186,6 +190,12 @@ impl Stage {
         vec!["/bin/sh".into(), "-c".into(), script, ticks[0].clone()]
     }
 
+    /// The lock that a fencer of this device holds.
+    pub(super) fn lock(&self) -> PathBuf {
+        let folder = std::fs::canonicalize(&self.folder).unwrap_or_default();
+        folder.join(quorate::workload::process::LOCK_FILE)
+    }
+
     /// The cgroup of this device's workload, in the hierarchy of this machine. It may not exist.
     pub(super) fn cgroup_name(&self) -> String {
         use std::os::unix::fs::MetadataExt as _;
@@ -195,8 +205,7 @@ impl Stage {
 
     /// Fencers that serve this folder or wait to.
     pub(super) fn fencers(&self) -> Vec<i32> {
-        let folder = std::fs::canonicalize(&self.folder).unwrap_or_default();
-        self.with_words("fencer", &folder.join(quorate::workload::process::LOCK_FILE))
+        self.with_words("fencer", &self.lock())
     }
 
     /// Waits until `n` processes of the workload have each ticked three times.
