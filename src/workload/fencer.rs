@@ -203,16 +203,27 @@ impl Fencer {
         }
     }
 
-    /// Nothing runs any more. Lock and socket go first: who waits for them need not wait for the other members.
+    /// Nothing runs any more. With a receipt to show, lock and socket go first: who waits for them need not wait for the
+    /// other members, and the members not for the cgroup. That is taken away under the lock, for the next fencer uses the same.
     fn leave(mut self) -> ExitCode {
-        if self.attests.is_none() {
-            self.clear();
+        if let Some(attests) = self.attests.take() {
+            let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
+            drop(self.sidecar);
+            receipt::send(&attests, self.orders.site, &self.orders.members);
+            if rustix::fs::flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+                return ExitCode::SUCCESS;
+            }
         }
-        let Fencer { orders, sidecar, lock, attests, .. } = self;
-        drop((sidecar, lock));
-        if let Some(attests) = attests {
-            receipt::send(&attests, orders.site, &orders.members);
+        if let Some(shim) = self.waiting.take() {
+            let _ = kill_process(shim.pid, Signal::KILL);
+            for _ in 0..LAST_LOOKS {
+                if !matches!(waitpid(Some(shim.pid), WaitOptions::NOHANG), Ok(None)) {
+                    break;
+                }
+                let _ = poll(&mut [], Some(&timespec(Duration::from_millis(1))));
+            }
         }
+        self.cgroup.iter().for_each(Cgroup::remove);
         ExitCode::SUCCESS
     }
 
@@ -295,20 +306,6 @@ impl Fencer {
                 }
             }
         }
-    }
-
-    /// Takes away what only waited, and the cgroup. Before the lock is let go: the next fencer uses the same.
-    fn clear(&mut self) {
-        if let Some(shim) = self.waiting.take() {
-            let _ = kill_process(shim.pid, Signal::KILL);
-            for _ in 0..LAST_LOOKS {
-                if !matches!(waitpid(Some(shim.pid), WaitOptions::NOHANG), Ok(None)) {
-                    break;
-                }
-                let _ = poll(&mut [], Some(&timespec(Duration::from_millis(1))));
-            }
-        }
-        self.cgroup.iter().for_each(Cgroup::remove);
     }
 
     /// Buries the dead, own children and adopted ones, and notes when none is left.
