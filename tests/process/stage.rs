@@ -52,9 +52,17 @@ impl Drop for Stage {
             for pid in self.survivors().into_iter().chain(self.fencers()) {
                 send(pid, Signal::KILL);
             }
-            // A fencer that was killed leaves it; if somebody is still in it, that is no loss.
-            for hierarchy in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-                let _ = std::fs::remove_dir(Path::new(hierarchy).join(self.cgroup_name()));
+            // A fencer that was killed leaves it. Who was killed in it may take a moment to end.
+            let hierarchies = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+            for cgroup in hierarchies.map(|at| at.join(self.cgroup_name())).iter().filter(|dir| dir.exists())
+            {
+                let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+                for _ in 0..100 {
+                    if std::fs::remove_dir(cgroup).is_ok() {
+                        break;
+                    }
+                    let _ = rustix::event::poll(&mut [], Some(&pause));
+                }
             }
         }
     }
