@@ -4,6 +4,7 @@
 //! 2: cannot be reached, or refused. 64: the command line is wrong. 78: the configuration is wrong, so a restart will
 //! not help. A reader that goes away early (`quorate status | head`) is no error.
 
+mod check;
 mod client;
 #[cfg(feature = "emulator")]
 mod demo;
@@ -58,6 +59,7 @@ enum Command {
     #[cfg(feature = "emulator")]
     Demo(demo::Args),
     Run(run::Args),
+    Check(check::Args),
     Status(status::Args),
     Leader(leader::Args),
     Why(why::Args),
@@ -98,6 +100,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             #[cfg(feature = "emulator")]
             Command::Demo(args) => demo::run(args, environment).await,
             Command::Run(args) => run::run(args, environment).await,
+            Command::Check(args) => check::run(args, environment).await,
             Command::Status(args) => status::run(args, environment).await,
             Command::Leader(args) => leader::run(args, environment).await,
             Command::Why(args) => why::run(args, environment).await,

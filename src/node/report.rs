@@ -190,6 +190,7 @@ impl NodeDoor {
             epoch: observed.epoch().map(Epoch::get),
             pid,
             failures,
+            held_by: self.node.workload.held_by().map(|by| by.name().to_owned()),
         }
     }
 

@@ -324,6 +324,7 @@ async fn open_workload(
         site_digest: config.site.digest(),
         members: others.map(|m| m.address.clone()).collect(),
         control_socket: config.control.socket.clone(),
+        cgroup: true,
         timing: config.site.timing,
         clock: clock.clone(),
         tracker: tasks.clone(),

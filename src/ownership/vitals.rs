@@ -99,7 +99,7 @@ impl Vitals {
 }
 
 /// What an owner may lose from one renewal to the next before its lease ends.
-fn margin(timing: &Timing) -> Duration {
+pub fn margin(timing: &Timing) -> Duration {
     timing.hold() - timing.ask_next()
 }
 

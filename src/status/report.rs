@@ -161,6 +161,9 @@ pub struct Workload {
     pub pid: Option<u32>,
     /// How often in a row it has ended by itself.
     pub failures: u32,
+    /// What keeps its processes together: `cgroup` or `reaper` (the fencer, which orphans become children of); absent until that
+    /// is known, and where nothing is started.
+    pub held_by: Option<String>,
 }
 
 /// The mirror into IoT Hub.

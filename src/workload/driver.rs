@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    Context, Error, Grant, Observed, Settings,
+    Context, Error, Grant, HeldBy, Observed, Settings,
     fence::{STEADY, pause_after},
     link::Link,
     pulse::Pulse,
@@ -69,6 +69,7 @@ pub(super) struct Driver {
     observed: watch::Sender<Observed>,
     conditions: watch::Sender<Vec<Raised>>,
     secrets: Arc<Mutex<Secrets>>,
+    held_by: watch::Sender<Option<HeldBy>>,
     /// What is raised, and until when.
     raised: BTreeMap<Condition, (String, Moment)>,
     link: Option<Link>,
@@ -110,6 +111,7 @@ impl Driver {
         observed: watch::Sender<Observed>,
         conditions: watch::Sender<Vec<Raised>>,
         secrets: Arc<Mutex<Secrets>>,
+        held_by: watch::Sender<Option<HeldBy>>,
     ) -> Driver {
         let pulse = Pulse::new(&context.timing);
         Driver {
@@ -119,6 +121,7 @@ impl Driver {
             observed,
             conditions,
             secrets,
+            held_by,
             raised: BTreeMap::new(),
             link: None,
             ready: false,
@@ -341,6 +344,16 @@ impl Driver {
             Event::Held { pid, what } => {
                 let folder = self.context.data.display();
                 tracing::warn!(%folder, pid, %what, "another process holds fencer.lock");
+            }
+            Event::Confined { dir } => {
+                if self.held_by.send_replace(Some(HeldBy::Cgroup)) != Some(HeldBy::Cgroup) {
+                    tracing::info!(%dir, "the workload gets a cgroup of its own");
+                }
+            }
+            Event::Loose { why } => {
+                if self.held_by.send_replace(Some(HeldBy::Reaper)) != Some(HeldBy::Reaper) {
+                    tracing::info!(%why, "the workload gets no cgroup of its own; the fencer holds it as the reaper of its orphans");
+                }
             }
             Event::Ready => {
                 (self.trouble, self.lost_session) = (None, None);

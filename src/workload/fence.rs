@@ -198,6 +198,11 @@ impl Fence {
         matches!(self.state, State::Clearing { .. } | State::Ending { killing: true, .. })
     }
 
+    /// Whether nothing runs, and nothing will without another order.
+    pub(super) fn idle(&self) -> bool {
+        self.state == State::Idle
+    }
+
     /// Whether something of the workload may run, so that [`Input::NothingLeft`] is waited for.
     pub(super) fn occupied(&self) -> bool {
         matches!(self.state, State::Alive { .. } | State::Clearing { .. } | State::Ending { .. })

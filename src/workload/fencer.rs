@@ -15,12 +15,15 @@
 //! - It is the reaper of orphans (`PR_SET_CHILD_SUBREAPER`): whatever a workload forks, in whatever group or session,
 //!   becomes its child when its parent ends. So "I have no child left" (ECHILD) proves that nothing of the workload
 //!   runs, and killing only direct children, round after round, reaches all of them without ever hitting a reused pid.
+//! - Where it can, it gives the workload a cgroup of its own (`cgroup.rs`), which only ever adds to that: nothing runs if no
+//!   child is left *and* the cgroup is empty. Signals come first, for a write to a cgroup may wait for other cgroups.
 //! - It holds a lock on a file in the data folder for as long as it lives. No second fencer says `READY` before.
+//! - It runs before others, and is killed after others (`footing.rs`).
 //!
 //! A supervisor that signals all processes of a service at once (systemd's `KillMode=control-group`) ends the fencer
 //! too, and the workload loses its grace, not its safety: `KillMode=mixed` is the setting to use.
 //!
-//! What it does not do: it cannot outrun a process that forks faster than it kills, cannot end a process that the
+//! What it does not do: it cannot outrun a process that forks faster than it kills unless there is a cgroup, cannot end a process that the
 //! kernel holds in an uninterruptible wait (then it gives no receipt), and does not outlive a kill of itself. In the
 //! last case the workload's main process dies with it (`fencer_exec.rs`), and the sidecar or the next fencer ends the
 //! rest (`orphans.rs`). A frozen one is noticed by its sidecar (`pulse.rs`), or killed by the next fencer (`holder.rs`).
@@ -28,12 +31,8 @@
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
-    io::{ErrorKind, Read},
-    os::{
-        fd::OwnedFd,
-        unix::{net::UnixStream, process::CommandExt},
-    },
-    process::{ExitCode, Stdio},
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    process::ExitCode,
     time::Duration,
 };
 
@@ -42,17 +41,20 @@ use rustix::{
     fs::FlockOperation,
     io::Errno,
     process::{
-        Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, kill_process, kill_process_group,
-        pidfd_open, set_child_subreaper, setsid, wait,
+        Signal, WaitOptions, WaitStatus, getpid, kill_process, kill_process_group, set_child_subreaper,
+        setsid, wait, waitpid,
     },
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime},
 };
 
 use super::{
+    cgroup::Cgroup,
     fence::{Deed, Fence, Input},
+    footing::Footing,
     holder,
     orders::Orders,
     orphans, receipt,
+    shim::{Shim, Word},
     sidecar::Sidecar,
     wire::{Event, Text},
 };
@@ -75,6 +77,8 @@ const EMPTYING_WAIT: Duration = Duration::from_millis(2);
 const STUCK_WAIT: Duration = Duration::from_millis(50);
 /// How often the end of the main process is looked for where the kernel has no pidfd (before Linux 5.3).
 const NO_PIDFD_WAIT: Duration = Duration::from_millis(10);
+/// How often, every millisecond, the end of a shim that is not needed any more is looked for.
+const LAST_LOOKS: u32 = 20;
 /// How often the lock is tried while an earlier fencer holds it.
 const LOCK_WAIT: Duration = Duration::from_millis(5);
 
@@ -90,20 +94,18 @@ pub(super) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// The workload's main process, not reaped yet.
-struct Main {
-    pid: Pid,
-    pidfd: Option<OwnedFd>,
-}
-
 struct Fencer {
     orders: Orders,
     sidecar: Sidecar,
     timer: OwnedFd,
     fence: Fence,
-    main: Option<Main>,
-    /// Says by its end that the program runs, and by a text why it does not.
-    report: Option<(UnixStream, Vec<u8>)>,
+    footing: Footing,
+    cgroup: Option<Cgroup>,
+    main: Option<Shim>,
+    /// Ready to become the main process. There is none while anything may run.
+    waiting: Option<Shim>,
+    /// A shim that waited has ended: the next one is not started before the next run.
+    waits_in_vain: bool,
     emptying_since: Option<Moment>,
     attests: Option<Receipt>,
     lock: File,
@@ -143,11 +145,19 @@ impl Fencer {
                 }
             }
         }
+        let cgroup = if orders.cgroup { Cgroup::make(&orders.mark) } else { Err("none is wanted".into()) };
+        let empty = || {
+            let cgroup = cgroup.as_ref().ok();
+            cgroup.inspect(|cgroup| cgroup.kill());
+            orphans::kill(&orders.mark, orders.after_session) == 0 && !cgroup.is_some_and(Cgroup::populated)
+        };
         let mut pause = EMPTYING_WAIT;
-        while orphans::kill(&orders.mark, orders.after_session) > 0 {
+        while !empty() {
             sidecar.idle(pause)?;
             pause = (pause * 2).min(STUCK_WAIT);
         }
+        let footing = Footing::take();
+        let cgroup = cgroup.map_err(|why| sidecar.tell(&Event::Loose { why: Text::new(why) })).ok();
         sidecar.tell(&Event::Ready);
         let fence = Fence::new(orders.kill_after, orders.stop_timeout);
         Ok(Fencer {
@@ -155,8 +165,11 @@ impl Fencer {
             sidecar,
             timer,
             fence,
+            footing,
+            cgroup,
             main: None,
-            report: None,
+            waiting: None,
+            waits_in_vain: false,
             emptying_since: None,
             attests: None,
             lock,
@@ -166,7 +179,7 @@ impl Fencer {
     fn run(mut self) -> ExitCode {
         loop {
             let mut inputs = vec![Input::Tick];
-            self.read_report(&mut inputs);
+            self.hear_shims(&mut inputs);
             self.reap(&mut inputs);
             for input in inputs {
                 if self.step(input) {
@@ -185,17 +198,32 @@ impl Fencer {
             if self.fence.killing() {
                 self.kill_children();
             }
+            self.have_one_wait();
             self.wait();
         }
     }
 
-    /// Nothing runs any more. Lock and socket go first: who waits for them need not wait for the other members.
-    fn leave(self) -> ExitCode {
-        let Fencer { orders, sidecar, lock, attests, .. } = self;
-        drop((sidecar, lock));
-        if let Some(attests) = attests {
-            receipt::send(&attests, orders.site, &orders.members);
+    /// Nothing runs any more. With a receipt to show, lock and socket go first: who waits for them need not wait for the
+    /// other members, and the members not for the cgroup. That is taken away under the lock, for the next fencer uses the same.
+    fn leave(mut self) -> ExitCode {
+        if let Some(attests) = self.attests.take() {
+            let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
+            drop(self.sidecar);
+            receipt::send(&attests, self.orders.site, &self.orders.members);
+            if rustix::fs::flock(&self.lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+                return ExitCode::SUCCESS;
+            }
         }
+        if let Some(shim) = self.waiting.take() {
+            let _ = kill_process(shim.pid, Signal::KILL);
+            for _ in 0..LAST_LOOKS {
+                if !matches!(waitpid(Some(shim.pid), WaitOptions::NOHANG), Ok(None)) {
+                    break;
+                }
+                let _ = poll(&mut [], Some(&timespec(Duration::from_millis(1))));
+            }
+        }
+        self.cgroup.iter().for_each(Cgroup::remove);
         ExitCode::SUCCESS
     }
 
@@ -207,7 +235,7 @@ impl Fencer {
                 match deed {
                     Deed::Spawn(epoch) => inputs.push_back(self.spawn(epoch)),
                     Deed::Term => self.signal(Signal::TERM),
-                    Deed::Kill => self.signal(Signal::KILL),
+                    Deed::Kill => self.kill_children(),
                     Deed::Tell(event) => self.sidecar.tell(&event),
                     Deed::Attest(receipt) => self.attests = Some(receipt),
                     Deed::Leave => return true,
@@ -217,61 +245,66 @@ impl Fencer {
         false
     }
 
-    /// Starts the shim that becomes the workload. Only our own binary is executed here, so a program on a slow
-    /// disk delays the shim and not this loop.
-    #[expect(clippy::disallowed_methods, reason = "the fencer is where the workload's process is started")]
+    /// Lets the shim that waits become the workload, or starts one that does so at once.
     fn spawn(&mut self, epoch: Epoch) -> Input {
-        let failed = |reason: String| Input::CannotStart { reason: Text::new(reason), spawned: false };
-        let (report, theirs) = match UnixStream::pair() {
-            Ok(pair) => pair,
-            Err(e) => return failed(e.to_string()),
-        };
-        if let Err(e) = report.set_nonblocking(true) {
-            return failed(e.to_string());
+        self.waits_in_vain = false;
+        let mut ready = self.waiting.take();
+        if let Some(ended) = ready.take_if(|shim| !shim.go(epoch)) {
+            let _ = kill_process(ended.pid, Signal::KILL);
         }
-        let mut shim = std::process::Command::new(SELF);
-        shim.arg("fencer-exec")
-            .arg(getpid().to_string())
-            .arg(self.orders.dir.clone().unwrap_or_default())
-            .args(&self.orders.command)
-            .env("QUORATE_EPOCH", epoch.to_string())
-            .env(MARK, &self.orders.mark)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .process_group(0);
-        match shim.spawn() {
-            Err(e) => failed(e.to_string()),
-            Ok(child) => {
-                let id = child.id();
-                let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw) else {
-                    return failed(format!("process id {id} is out of range"));
-                };
-                self.report = Some((report, Vec::new()));
-                self.main = Some(Main { pid, pidfd: pidfd_open(pid, PidfdFlags::empty()).ok() });
-                Input::Spawned { pid: id }
+        let started = match ready {
+            Some(shim) => Ok(shim),
+            None => self.shim(false).map(|mut shim| {
+                // If it is not heard, it has ended, which is found out like the end of any other.
+                let _ = shim.go(epoch);
+                shim
+            }),
+        };
+        match started {
+            Ok(shim) => {
+                let pid = shim.pid.as_raw_nonzero().get().unsigned_abs();
+                self.main = Some(shim);
+                Input::Spawned { pid }
+            }
+            Err(reason) => Input::CannotStart { reason, spawned: false },
+        }
+    }
+
+    fn shim(&self, waits: bool) -> Result<Shim, Text> {
+        self.cgroup.as_ref().inspect(|cgroup| cgroup.thaw());
+        Shim::start(&self.orders, self.cgroup.as_ref().map(Cgroup::dir), self.footing, waits)
+    }
+
+    /// While nothing runs, has a shim move into the cgroup, so that a start need not wait for that.
+    fn have_one_wait(&mut self) {
+        let wanted = self.cgroup.is_some() && !self.orders.command.is_empty() && !self.waits_in_vain;
+        if wanted && self.fence.idle() && self.waiting.is_none() {
+            match self.shim(true) {
+                Ok(shim) => self.waiting = Some(shim),
+                Err(_) => self.waits_in_vain = true,
             }
         }
     }
 
-    /// Looks whether the shim has become the program or says why not.
-    fn read_report(&mut self, inputs: &mut Vec<Input>) {
-        let Some((stream, text)) = &mut self.report else { return };
-        let mut bytes = [0; 512];
-        loop {
-            match stream.read(&mut bytes) {
-                Ok(0) if text.is_empty() => inputs.push(Input::Executed),
-                Ok(n) if n > 0 && text.len() < 1024 => {
-                    text.extend_from_slice(bytes.get(..n).unwrap_or_default());
-                    continue;
-                }
-                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                _ => {
-                    let reason = Text::new(String::from_utf8_lossy(text));
-                    inputs.push(Input::CannotStart { reason, spawned: true });
+    /// Hears whether the shims are in the cgroup, and whether the main one has become the program.
+    fn hear_shims(&mut self, inputs: &mut Vec<Input>) {
+        let waiting = self.waiting.iter_mut().map(|shim| (shim, false));
+        for (shim, is_main) in self.main.iter_mut().map(|shim| (shim, true)).chain(waiting) {
+            loop {
+                match shim.hear() {
+                    Word::Nothing => break,
+                    Word::Place(Ok(())) => {
+                        let dir = self.cgroup.as_ref().map(|cgroup| cgroup.dir().display().to_string());
+                        self.sidecar.tell(&Event::Confined { dir: Text::new(dir.unwrap_or_default()) });
+                    }
+                    Word::Place(Err(why)) => self.sidecar.tell(&Event::Loose { why }),
+                    Word::Executed if is_main => inputs.push(Input::Executed),
+                    Word::Cannot(reason) if is_main => {
+                        inputs.push(Input::CannotStart { reason, spawned: true });
+                    }
+                    Word::Executed | Word::Cannot(_) => {}
                 }
             }
-            self.report = None;
-            return;
         }
     }
 
@@ -280,18 +313,19 @@ impl Fencer {
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
-                    if self.main.as_ref().is_some_and(|main| main.pid == pid) {
+                    if self.waiting.take_if(|shim| shim.pid == pid).is_some() {
+                        self.waits_in_vain = true;
+                    } else if self.main.as_ref().is_some_and(|main| main.pid == pid) {
                         // What the shim wrote before it ended must be heard before its end.
-                        self.read_report(inputs);
+                        self.hear_shims(inputs);
                         self.main = None;
-                        self.report = None;
                         inputs.push(Input::MainEnded { how: Text::new(how(status)) });
                     }
                 }
                 Ok(None) => return,
                 Err(Errno::INTR) => {}
                 Err(_) => {
-                    if self.fence.occupied() {
+                    if self.fence.occupied() && !self.cgroup.as_ref().is_some_and(Cgroup::populated) {
                         inputs.push(Input::NothingLeft);
                     }
                     return;
@@ -311,9 +345,13 @@ impl Fencer {
         }
     }
 
-    /// One round: kills all direct children. Their children become ours and fall in the next round.
+    /// One round: kills all direct children, and the whole cgroup. The children of others become ours and fall in the
+    /// next round.
     fn kill_children(&self) {
         self.signal(Signal::KILL);
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|cgroup| cgroup.populated()) {
+            cgroup.kill();
+        }
         if self.main.is_some() {
             signal_children(Signal::KILL);
         }
@@ -344,8 +382,8 @@ impl Fencer {
         if let Some(pidfd) = self.main.as_ref().and_then(|main| main.pidfd.as_ref()) {
             fds.push(PollFd::new(pidfd, PollFlags::IN));
         }
-        if let Some((report, _)) = &self.report {
-            fds.push(PollFd::new(report, PollFlags::IN));
+        for socket in self.main.iter().chain(&self.waiting).filter_map(Shim::socket) {
+            fds.push(PollFd::new(socket, PollFlags::IN));
         }
         // An error here (a signal) only means that the loop turns once more.
         let _ = poll(&mut fds, Some(&timespec(longest)));
@@ -362,6 +400,8 @@ fn take_place(orders: &Orders) -> Result<(OwnedFd, File), Text> {
     let lock = OpenOptions::new()
         .append(true)
         .create(true)
+        // Who may open it may also hold its lock, and then nothing starts here.
+        .mode(0o600)
         .open(&orders.lock)
         .map_err(|e| not(&format!("open {}", orders.lock.display()), &e))?;
     Ok((timer, lock))

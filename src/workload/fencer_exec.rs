@@ -1,52 +1,106 @@
-//! The step between the fencer and the workload: `quorate fencer-exec` ties its own life to the fencer's, then becomes
-//! the workload's program.
+//! The step between the fencer and the workload: a process that ties its own life to the fencer's, then becomes the
+//! workload's program.
 //!
 //! The tie (`PR_SET_PDEATHSIG`) survives exec and lets the kernel kill the workload's main process when the fencer
 //! dies, however it dies. The parent is looked at again after tying, because a fencer that died before would send no
 //! signal. Processes that the workload forks are not tied; see `orphans.rs` for them. The kernel drops the tie for
 //! a set-user-id program or one with file capabilities: such a program is only held by the fencer being alive.
 //!
+//! `quorate fencer-exec` does just that, at once. The shim does it in two steps, because one is slow: it gives back the
+//! fencer's standing (`footing.rs`) and moves into the workload's cgroup, for which the kernel may take tens of milliseconds;
+//! then it waits for its epoch. A device that becomes owner does not wait for the slow part.
+//!
 //! Standard input is a socket to the fencer: its end without a word says that the program runs, a text says why not.
+//! `shim.rs` is the other end.
 
 use std::{
     ffi::OsString,
-    io::Write,
-    os::{fd::AsFd, unix::process::CommandExt},
+    io::{BufRead, BufReader, Write},
+    os::{
+        fd::AsFd,
+        unix::{net::UnixStream, process::CommandExt},
+    },
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
 };
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
+use super::{cgroup, footing::Footing, wire::Text};
+
+/// What the shim says first when it is in the workload's cgroup.
+pub(super) const INSIDE: &str = "inside";
+/// What it says first when it is not; the reason follows.
+pub(super) const OUTSIDE: &str = "outside ";
+
 /// Becomes the workload; `args` are those after the word `fencer-exec`: the fencer's process id, the folder to run
 /// in (empty for the current one), the program, its arguments. Returns only if that failed.
-pub(super) fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let Ok(report) = std::io::stdin().as_fd().try_clone_to_owned() else {
-        return ExitCode::from(126);
-    };
-    let why = become_workload(args);
-    let mut report = std::os::unix::net::UnixStream::from(report);
+pub(super) fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    let Some(mut report) = report() else { return ExitCode::from(126) };
+    let why = tie(&mut args).err().unwrap_or_else(|| become_workload(args, None));
     drop(report.write_all(why.as_bytes()));
     ExitCode::from(127)
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is the process that becomes the workload")]
-fn become_workload(mut args: impl Iterator<Item = OsString>) -> String {
+/// The same in two steps; `args` are those after the word `fencer-shim` or `fencer-wait`: the standing to go back to, the
+/// cgroup to move to (empty for none), then as in [`main`]. The epoch comes through the socket.
+pub(super) fn shim(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    let Some(mut report) = report() else { return ExitCode::from(126) };
+    let footing = args.next().and_then(|arg| Footing::from_arg(&arg));
+    let dir = args.next().map(PathBuf::from).unwrap_or_default();
+    let why = match (footing, tie(&mut args)) {
+        (None, _) => "the shim was called by hand".into(),
+        (_, Err(why)) => why,
+        (Some(footing), Ok(())) => {
+            footing.give_back();
+            let place = match cgroup::enter(&dir) {
+                _ if dir.as_os_str().is_empty() => String::new(),
+                Ok(()) => format!("{INSIDE}\n"),
+                Err(e) => format!("{OUTSIDE}{}\n", Text::new(e.to_string())),
+            };
+            let mut epoch = String::new();
+            let told = report.write_all(place.as_bytes());
+            match told.and_then(|()| BufReader::new(&report).read_line(&mut epoch)) {
+                Ok(n) if n > 0 => become_workload(args, Some(epoch.trim_end())),
+                // Nobody wants a workload any more.
+                _ => return ExitCode::SUCCESS,
+            }
+        }
+    };
+    drop(report.write_all(why.as_bytes()));
+    ExitCode::from(127)
+}
+
+fn report() -> Option<UnixStream> {
+    std::io::stdin().as_fd().try_clone_to_owned().ok().map(UnixStream::from)
+}
+
+/// Ties this process to the fencer that the next argument names.
+fn tie(args: &mut impl Iterator<Item = OsString>) -> Result<(), String> {
     let fencer: Option<i32> = args.next().and_then(|pid| pid.to_str()?.parse().ok());
-    let (Some(fencer), Some(dir), Some(program)) = (fencer, args.next().map(PathBuf::from), args.next())
-    else {
+    let Some(fencer) = fencer else { return Err("fencer-exec was called by hand".into()) };
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| format!("cannot tie the workload to its fencer: {e}"))?;
+    if getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(fencer) {
+        return Err("the fencer is gone".into());
+    }
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the process that becomes the workload")]
+fn become_workload(mut args: impl Iterator<Item = OsString>, epoch: Option<&str>) -> String {
+    let (Some(dir), Some(program)) = (args.next().map(PathBuf::from), args.next()) else {
         return "fencer-exec was called by hand".into();
     };
-    if let Err(e) = set_parent_process_death_signal(Some(Signal::KILL)) {
-        return format!("cannot tie the workload to its fencer: {e}");
-    }
-    if getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(fencer) {
-        return "the fencer is gone".into();
-    }
     if !dir.as_os_str().is_empty()
         && let Err(e) = std::env::set_current_dir(&dir)
     {
         return format!("working_dir {}: {e}", dir.display());
     }
-    Command::new(program).args(args).stdin(Stdio::null()).exec().to_string()
+    let mut workload = Command::new(program);
+    workload.args(args).stdin(Stdio::null());
+    if let Some(epoch) = epoch {
+        workload.env("QUORATE_EPOCH", epoch);
+    }
+    workload.exec().to_string()
 }

@@ -70,7 +70,7 @@ mod tests {
     #[test]
     fn only_a_fencer_of_this_folder_is_killed() {
         let line = |verb: &str, mark: &str| {
-            format!("quorate\0{verb}\0/lock\0{mark}\x001\x001\x001\x007\x000\x001\0\0\0app\0")
+            format!("quorate\0{verb}\0/lock\0{mark}\x001\x001\x001\x007\x000\x001\x001\0\0\0app\0")
         };
         assert!(is_fencer(line("fencer", "1-2").as_bytes(), "1-2"));
         assert!(!is_fencer(line("fencer", "1-3").as_bytes(), "1-2"));

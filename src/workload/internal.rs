@@ -12,6 +12,7 @@ pub fn internal_command() -> Option<ExitCode> {
     match args.next()?.to_str()? {
         "fencer" => Some(fencer::main(args)),
         "fencer-exec" => Some(fencer_exec::main(args)),
+        "fencer-shim" | "fencer-wait" => Some(fencer_exec::shim(args)),
         "tick-workload" => Some(ticker::main(args)),
         _ => None,
     }

@@ -59,6 +59,7 @@ impl Link {
             outlives: context.timing.hold() + context.timing.stop_grace(),
             parent: rustix::process::getpid().as_raw_nonzero().get(),
             after_session,
+            cgroup: context.cgroup,
             site: context.site_digest,
             members: context.members.clone(),
             dir: settings.working_dir.clone(),

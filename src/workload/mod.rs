@@ -4,10 +4,12 @@
 //! forward. What makes that true when the sidecar is frozen or dead is the fencer (`fencer.rs`), not this process.
 //! This room decides nothing: who may run is `ownership/`'s business.
 
+mod cgroup;
 mod driver;
 mod fence;
 mod fencer;
 mod fencer_exec;
+mod footing;
 mod holder;
 mod internal;
 mod link;
@@ -21,6 +23,7 @@ mod pulse;
 mod receipt;
 mod secrets;
 mod settings;
+mod shim;
 mod sidecar;
 mod ticker;
 pub mod ticks;
@@ -100,6 +103,25 @@ pub struct Grant {
     pub until: Moment,
 }
 
+/// What keeps a workload's processes together, so that none outlives its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldBy {
+    /// A cgroup of its own, besides what [`HeldBy::Reaper`] does.
+    Cgroup,
+    /// The fencer, which every orphan becomes a child of.
+    Reaper,
+}
+
+impl HeldBy {
+    /// The word for it in the status.
+    pub fn name(self) -> &'static str {
+        match self {
+            HeldBy::Cgroup => "cgroup",
+            HeldBy::Reaper => "reaper",
+        }
+    }
+}
+
 /// Why a workload could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -154,6 +176,11 @@ pub trait Workload: Send + Sync + 'static {
     /// The seal for the next claim; the start under the epoch that it wins hands the secret behind it to the fencer.
     /// `None` where there is no fencer that could give a receipt.
     fn seal(&self) -> Option<Seal> {
+        None
+    }
+
+    /// What keeps its processes together. `None` until that is known, and where there are none.
+    fn held_by(&self) -> Option<HeldBy> {
         None
     }
 

@@ -22,6 +22,8 @@ pub(super) struct Orders {
     pub(super) parent: i32,
     /// The session of a fencer that was lost, whose remains are to be ended.
     pub(super) after_session: Option<i32>,
+    /// Whether the workload gets a cgroup of its own, where that is possible.
+    pub(super) cgroup: bool,
     /// The site's digest.
     pub(super) site: u64,
     /// Where the other members listen (`host:port`), for a receipt.
@@ -44,6 +46,7 @@ impl Orders {
             self.outlives.as_nanos().to_string().into(),
             self.parent.to_string().into(),
             self.after_session.unwrap_or(0).to_string().into(),
+            u8::from(self.cgroup).to_string().into(),
             self.site.to_string().into(),
             self.members.join(" ").into(),
             self.dir.clone().unwrap_or_default().into(),
@@ -65,6 +68,7 @@ impl Orders {
             outlives: Duration::from_nanos(number(args.next())?),
             parent: number(args.next())?,
             after_session: Some(number(args.next())?).filter(|sid| *sid > 0),
+            cgroup: number::<u8>(args.next())? == 1,
             site: number(args.next())?,
             members: args.next()?.to_str()?.split_ascii_whitespace().map(Into::into).collect(),
             dir: Some(PathBuf::from(args.next()?)).filter(|dir| !dir.as_os_str().is_empty()),
@@ -88,6 +92,7 @@ mod tests {
                 outlives: Duration::from_millis(320),
                 parent: 7,
                 after_session,
+                cgroup: dir.is_some(),
                 site: u64::MAX,
                 members: vec!["10.0.0.2:7600".into(), "[fe80::1]:7600".into()],
                 dir,

@@ -3,19 +3,20 @@
 //! Rule that safety rests on: **a sidecar first makes sure that nothing of an earlier life runs, and only then claims
 //! anew.** A stop receipt of an earlier life is sound only because of this. The fencer that lives sees to its own
 //! workload when its sidecar dies; a fencer that was killed takes the workload's main process with it, and what that
-//! process had forked is found here, by a mark in its environment or by the dead fencer's session, and killed: by its
+//! process had forked is found here, by its cgroup, by a mark in its environment or by the dead fencer's session, and killed: by its
 //! sidecar at once, and again by the next fencer before it is ready.
 //!
-//! A process is held by a pidfd *before* it is examined, so a reused process id is never signalled. Not found: a
+//! A process is held by a pidfd *before* it is examined, so a reused process id is never signalled. Not found where there was no cgroup: a
 //! forked process that left the session *and* wiped its environment *and* whose fencer was killed at the same time;
 //! and processes of another user, whose environment we may not read. All this needs `/proc`.
 
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal};
 
-use super::fencer::MARK;
+use super::{cgroup, fencer::MARK};
 
-/// Kills what carries `mark` in its environment, or belongs to `session`. Returns how many were found alive.
+/// Kills what is in the cgroup of `mark` or carries it in its environment, or belongs to `session`. Returns how many were found alive.
 pub(super) fn kill(mark: &str, session: Option<i32>) -> usize {
+    let cgroup = cgroup::name(mark);
     let mark = format!("{MARK}={mark}");
     let mut found = 0;
     for pid in all().into_iter().filter(|pid| *pid != getpid()) {
@@ -24,8 +25,12 @@ pub(super) fn kill(mark: &str, session: Option<i32>) -> usize {
             let environ = std::fs::read(format!("/proc/{}/environ", raw(pid))).unwrap_or_default();
             environ.split(|b| *b == 0).any(|variable| variable == mark.as_bytes())
         };
+        let confined = || {
+            let of = std::fs::read_to_string(format!("/proc/{}/cgroup", raw(pid))).unwrap_or_default();
+            cgroup::is_in(&of, &cgroup)
+        };
         let Some(stat) = stat(pid) else { continue };
-        if !stat.ended && (session == Some(stat.session) || marked()) {
+        if !stat.ended && (session == Some(stat.session) || confined() || marked()) {
             found += 1;
             match pidfd {
                 Ok(pidfd) => {

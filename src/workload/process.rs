@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    BoxFuture, Error, Grant, Observed, Settings, Workload,
+    BoxFuture, Error, Grant, HeldBy, Observed, Settings, Workload,
     driver::{Ask, Driver},
     secrets::Secrets,
 };
@@ -58,6 +58,8 @@ pub struct Context {
     pub members: Vec<String>,
     /// The control socket; the workload sees it as `QUORATE_CONTROL_SOCKET`.
     pub control_socket: Option<PathBuf>,
+    /// Whether the workload gets a cgroup of its own, where that is possible.
+    pub cgroup: bool,
     /// Where the grace comes from.
     pub timing: Timing,
     /// The boot clock. The fencer reads the real one, so only that one makes sense outside of tests.
@@ -75,6 +77,7 @@ pub struct ProcessWorkload {
     observed: watch::Receiver<Observed>,
     conditions: watch::Receiver<Vec<Raised>>,
     secrets: Arc<Mutex<Secrets>>,
+    held_by: watch::Receiver<Option<HeldBy>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -87,14 +90,17 @@ impl ProcessWorkload {
         let observed = watch::Sender::new(Observed::Stopping { epoch: Epoch::ZERO });
         let conditions = watch::Sender::new(Vec::new());
         let secrets = Arc::<Mutex<Secrets>>::default();
+        let held_by = watch::Sender::new(None);
         let workload = ProcessWorkload {
             asks,
+            held_by: held_by.subscribe(),
             secrets: secrets.clone(),
             observed: observed.subscribe(),
             conditions: conditions.subscribe(),
             clock: context.clock.clone(),
         };
-        let driver = Driver::new(settings.clone(), context.clone(), inbox, observed, conditions, secrets);
+        let driver =
+            Driver::new(settings.clone(), context.clone(), inbox, observed, conditions, secrets, held_by);
         context.tracker.spawn(driver.run());
         workload
     }
@@ -165,6 +171,10 @@ impl Workload for ProcessWorkload {
 
     fn seal(&self) -> Option<Seal> {
         self.secrets.lock().unwrap_or_else(PoisonError::into_inner).seal()
+    }
+
+    fn held_by(&self) -> Option<HeldBy> {
+        *self.held_by.borrow()
     }
 
     fn burned(&self) -> Option<Epoch> {

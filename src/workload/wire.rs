@@ -82,6 +82,16 @@ pub(super) enum Event {
         /// Who that is, and what was done about it.
         what: Text,
     },
+    /// The workload's process is in a cgroup of its own.
+    Confined {
+        /// Where that lies.
+        dir: Text,
+    },
+    /// There is no cgroup for the workload, or its process cannot be moved there.
+    Loose {
+        /// Why.
+        why: Text,
+    },
     /// The fencer holds the lock of the data folder, and nothing of any earlier workload runs.
     Ready,
     /// The workload's program runs.
@@ -168,6 +178,8 @@ impl fmt::Display for Event {
         match self {
             Event::Alive => f.write_str("ALIVE"),
             Event::Held { pid, what } => write!(f, "HELD {pid} {what}"),
+            Event::Confined { dir } => write!(f, "CONFINED {dir}"),
+            Event::Loose { why } => write!(f, "LOOSE {why}"),
             Event::Ready => f.write_str("READY"),
             Event::Running { epoch, pid } => write!(f, "RUNNING {epoch} {pid}"),
             Event::Exited { epoch, failures, how } => write!(f, "EXITED {epoch} {failures} {how}"),
@@ -260,6 +272,8 @@ impl Event {
         let event = match w.word()? {
             "ALIVE" => Event::Alive,
             "HELD" => Event::Held { pid: w.number()?, what: w.text()? },
+            "CONFINED" => Event::Confined { dir: w.text()? },
+            "LOOSE" => Event::Loose { why: w.text()? },
             "READY" => Event::Ready,
             "RUNNING" => Event::Running { epoch: w.epoch()?, pid: w.number()? },
             "EXITED" => Event::Exited { epoch: w.epoch()?, failures: w.number()?, how: w.text()? },

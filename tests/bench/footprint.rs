@@ -3,7 +3,7 @@
 //! Three real sidecars on loopback with default settings and without a hub; the owner runs a workload that sleeps, so
 //! that all that is seen is our own. Everything is read from /proc at the end of the idle time, and compared with its
 //! beginning. Resident memory counts pages shared between the processes of this machine in full, as they would be on a
-//! device of their own; PSS shares them out. Each sidecar and fencer is shown apart.
+//! device of their own; PSS shares them out. Each sidecar and fencer is shown apart, and so is the process that waits to become a standby's workload.
 //!
 //! `QUORATE_BENCH_IDLE_S` (default 60), `QUORATE_BENCH_TIMING` (a preset), `QUORATE_BENCH_PROGRAM`. Ends with 1 if anything was written while idle.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
@@ -107,11 +107,16 @@ async fn measure() -> Result<bool> {
     let watched: Vec<(String, u32)> = (0..site.devices.len())
         .flat_map(|n| {
             let role = if n == owner { "owner" } else { "standby" };
-            // Below the sidecar is its fencer; below that the workload, which is not ours.
-            let ours = site.processes(n).into_iter().take(2);
+            // Below the sidecar is its fencer; below that the workload, which is not ours, or what waits to become it.
+            let ours = site.processes(n);
+            let waiting = ours.iter().copied().filter(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                line.split(|b| *b == 0).nth(1) == Some(b"fencer-wait")
+            });
             ["sidecar", "fencer"]
                 .into_iter()
-                .zip(ours)
+                .zip(ours.iter().copied())
+                .chain(waiting.map(|pid| ("waiting shim", pid)).collect::<Vec<_>>())
                 .map(move |(what, pid)| (format!("{role}'s {what}"), pid))
         })
         .collect();

@@ -8,7 +8,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn help_texts() {
-    let mut commands = vec!["run", "status", "leader", "why", "transfer"];
+    let mut commands = vec!["run", "check", "status", "leader", "why", "transfer"];
     if cfg!(feature = "emulator") {
         commands.push("demo");
         let top = quorate(&["--help"], &[]);

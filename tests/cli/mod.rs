@@ -2,6 +2,7 @@
 //!
 //! `QUORATE_BLESS=1 cargo test` writes the golden files anew; read the difference before you commit it.
 
+mod check;
 mod config_faults;
 mod help;
 

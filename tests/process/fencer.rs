@@ -131,7 +131,7 @@ async fn ends_upon(said: &[u8]) {
     assert!(stage.last_tick() <= spoke + GRACE);
     let mut heard = String::new();
     socket.read_to_string(&mut heard).expect("all that was said");
-    assert!(heard.starts_with("READY\nRUNNING 7 "), "{heard}");
+    assert!(heard.starts_with("LOOSE none is wanted\nREADY\nRUNNING 7 "), "{heard}");
 }
 
 #[tokio::test]

@@ -1,9 +1,12 @@
 //! Real processes: real binaries, signals and the boot clock. What counts is what the workload itself recorded.
 
+mod cgroup;
 mod demo;
 mod disk;
 mod fencer;
 mod folders;
+mod footing;
+mod forgery;
 mod last_line;
 mod lifecycle;
 mod listeners;

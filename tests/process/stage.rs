@@ -38,6 +38,8 @@ pub(super) struct Stage {
     flags: Vec<String>,
     /// Whom the fencer of this device's sidecars shall tell of a stop.
     pub(super) members: Vec<String>,
+    /// Whether the workload may have a cgroup of its own.
+    pub(super) cgroup: bool,
     pub(super) tracker: TaskTracker,
     pub(super) leave: CancellationToken,
 }
@@ -49,6 +51,18 @@ impl Drop for Stage {
         if self._owned.is_some() {
             for pid in self.survivors().into_iter().chain(self.fencers()) {
                 send(pid, Signal::KILL);
+            }
+            // A fencer that was killed leaves it. Who was killed in it may take a moment to end.
+            let hierarchies = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+            for cgroup in hierarchies.map(|at| at.join(self.cgroup_name())).iter().filter(|dir| dir.exists())
+            {
+                let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+                for _ in 0..100 {
+                    if std::fs::remove_dir(cgroup).is_ok() {
+                        break;
+                    }
+                    let _ = rustix::event::poll(&mut [], Some(&pause));
+                }
             }
         }
     }
@@ -86,6 +100,7 @@ impl Stage {
             _owned: None,
             flags: flags.iter().map(|&flag| flag.to_owned()).collect(),
             members: Vec::new(),
+            cgroup: true,
             tracker: TaskTracker::new(),
             leave: CancellationToken::new(),
         }
@@ -130,6 +145,7 @@ impl Stage {
             site_digest: SITE_DIGEST,
             members: self.members.clone(),
             control_socket: Some("/run/quorate/control.sock".into()),
+            cgroup: self.cgroup,
             timing: Timing::new(&timing).expect("consistent"),
             clock: Arc::new(BootClock),
             tracker: self.tracker.clone(),
@@ -171,14 +187,33 @@ impl Stage {
     /// Processes of the workload that are alive, the step before it included.
     pub(super) fn survivors(&self) -> Vec<i32> {
         let mut alive = self.with_words("tick-workload", &self.file());
-        alive.extend(self.with_words("fencer-exec", &self.file()));
+        alive.extend(self.with_words("fencer-shim", &self.file()));
         alive
+    }
+
+    /// A command that runs in a shell, in which `$0 $TICK` ticks as the usual workload does.
+    pub(super) fn shell(&self, script: &str) -> Vec<String> {
+        let ticks = self.settings().command;
+        let script = script.replace("$TICK", &ticks[1..].join(" "));
+        vec!["/bin/sh".into(), "-c".into(), script, ticks[0].clone()]
+    }
+
+    /// The lock that a fencer of this device holds.
+    pub(super) fn lock(&self) -> PathBuf {
+        let folder = std::fs::canonicalize(&self.folder).unwrap_or_default();
+        folder.join(quorate::workload::process::LOCK_FILE)
+    }
+
+    /// The cgroup of this device's workload, in the hierarchy of this machine. It may not exist.
+    pub(super) fn cgroup_name(&self) -> String {
+        use std::os::unix::fs::MetadataExt as _;
+        let folder = std::fs::metadata(&self.folder).expect("a folder");
+        format!("quorate-{:x}-{:x}", folder.dev(), folder.ino())
     }
 
     /// Fencers that serve this folder or wait to.
     pub(super) fn fencers(&self) -> Vec<i32> {
-        let folder = std::fs::canonicalize(&self.folder).unwrap_or_default();
-        self.with_words("fencer", &folder.join(quorate::workload::process::LOCK_FILE))
+        self.with_words("fencer", &self.lock())
     }
 
     /// Waits until `n` processes of the workload have each ticked three times.
@@ -196,13 +231,19 @@ impl Stage {
     }
 
     /// A sidecar in a process of its own, which keeps extending by `hold` until something happens to it.
-    #[expect(clippy::disallowed_methods, reason = "a sidecar that can be frozen and killed")]
     pub(super) fn sidecar(&self, hold: Duration) -> Sidecar {
+        self.sidecar_with(hold, "")
+    }
+
+    /// The same with a workload that is started by a shell, if `script` is not empty (see [`Stage::shell`]).
+    #[expect(clippy::disallowed_methods, reason = "a sidecar that can be frozen and killed")]
+    pub(super) fn sidecar_with(&self, hold: Duration, script: &str) -> Sidecar {
         let child = std::process::Command::new(std::env::current_exe().expect("this test binary"))
             .args(["--exact", "process::stage::stand_in_sidecar", "--ignored", "--nocapture"])
             .env("STAGE_FOLDER", &self.folder)
             .env("STAGE_FLAGS", self.flags.join(" "))
             .env("STAGE_MEMBERS", self.members.join(" "))
+            .env("STAGE_SCRIPT", script)
             .env("STAGE_HOLD_MS", hold.as_millis().to_string())
             .env("QUORATE_HUB__CONNECTION_STRING", "a secret of the sidecar")
             .stdout(Stdio::null())
@@ -228,6 +269,7 @@ impl Stage {
                 &GRACE.as_nanos().to_string(),
                 &std::process::id().to_string(),
                 "0",
+                "0",
                 "1",
                 "",
                 "",
@@ -252,7 +294,7 @@ impl Stage {
 pub(super) struct Sidecar(Child);
 
 impl Sidecar {
-    fn pid(&self) -> i32 {
+    pub(super) fn pid(&self) -> i32 {
         i32::try_from(self.0.id()).expect("a process id")
     }
 
@@ -316,7 +358,11 @@ async fn stand_in_sidecar() {
         writeln!(untils, "{}", until.as_nanos()).expect("writes");
         until
     };
-    let workload = stage.workload();
+    let mut settings = stage.settings();
+    if let Some(script) = text("STAGE_SCRIPT").filter(|script| !script.is_empty()) {
+        settings.command = stage.shell(&script);
+    }
+    let workload = ProcessWorkload::new(&settings, stage.context());
     workload.ensure_none_running(now() + PATIENCE).await.expect("a fencer");
     std::fs::write(stage.sealed(), workload.seal().expect("random").to_hex()).expect("writes");
     workload.start(grant(7, promise())).await.expect("starts");

@@ -29,6 +29,8 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         Just(Event::Alive),
         (any::<u32>(), text()).prop_map(|(pid, what)| Event::Held { pid, what }),
+        text().prop_map(|dir| Event::Confined { dir }),
+        text().prop_map(|why| Event::Loose { why }),
         Just(Event::Ready),
         (epoch(), any::<u32>()).prop_map(|(epoch, pid)| Event::Running { epoch, pid }),
         (epoch(), any::<u32>(), text()).prop_map(|(epoch, failures, how)| Event::Exited {

@@ -1,0 +1,178 @@
+//! `quorate check`: whether this device can do what its configuration asks of it, before it has to.
+//!
+//! It measures what the timing rests on (`measure.rs`), judges it (`verdict.rs`), and says which of the timings this device
+//! can keep. It asks nothing of a running sidecar and changes nothing.
+
+mod measure;
+mod verdict;
+
+use std::{fmt::Write as _, path::PathBuf, time::Duration};
+
+use self::verdict::{Measured, Spread, ms};
+use super::{CONFIG, DONE, NO, REFUSED, Stop, client::Trouble, say, tell};
+use crate::{
+    clock::{BootClock, Clock, sleep_until},
+    config::{self, Environment},
+    raft::peer::transport::TcpDialer,
+    timing::Preset,
+};
+
+/// Check this device: configuration, disk, stalls, network, and which timing it can keep
+///
+/// Measures for some seconds how long durable writes take in the data folder, by how much
+/// timers come too late, and how long the other members take to answer; then says which of
+/// the timings "fastest", "fast" and "default" this device can keep, and why not the others.
+/// Run it under the load that the device will have. A running sidecar is not disturbed.
+#[derive(Debug, clap::Args)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:\n  quorate check\n  quorate check --seconds 60 --config /etc/quorate/plant-7.toml\n  \
+                        quorate check --json | jq -r .keeps\n\n\
+                        Exit codes: 0 this device keeps the timing that is configured, 1 it does not,\n\
+                        2 it could not be measured, 78 the configuration is wrong."
+)]
+pub(super) struct Args {
+    /// The configuration file [default: QUORATE_CONFIG, then /etc/quorate/quorate.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// For how long to measure
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// Print one JSON object with "keeps", "configured", "timings", "writes", "stalls", "members"
+    #[arg(long)]
+    json: bool,
+}
+
+/// A member, and how it answered.
+struct Answer<'a> {
+    device: &'a str,
+    address: &'a str,
+    round_trip: Result<Spread, String>,
+}
+
+pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Stop> {
+    let config = config::load(args.config.as_deref(), environment).map_err(|faults| {
+        tell(&format!("quorate: {faults}"));
+        CONFIG
+    })?;
+    let folder = &config.storage.path;
+    let unmeasured = |e: &dyn std::fmt::Display| Trouble {
+        message: format!("cannot write in {}: {e}", folder.display()),
+        hint: "run it as the sidecar's user, and make the folder of storage.path first".into(),
+        code: REFUSED,
+    };
+    let scratch = measure::Scratch::open(folder).map_err(|e| unmeasured(&e))?;
+    tell(&format!("measuring for {} s in {}", args.seconds, folder.display()));
+    let until = BootClock.now() + Duration::from_secs(args.seconds);
+    let others = config.site.members.iter().filter(|member| member.device != config.me);
+    let members = futures_util::future::join_all(others.map(async |member| Answer {
+        device: member.device.as_str(),
+        address: &member.address,
+        round_trip: measure::round_trips(member, &TcpDialer, until).await,
+    }));
+    let (writes, stalls, members, ()) = tokio::join!(
+        measure::writes(scratch, until),
+        measure::stalls(until),
+        members,
+        progress(args.seconds)
+    );
+    let writes = writes.map_err(|e| unmeasured(&e))?;
+    let (Some(writes), Some(stalls)) = (writes, stalls) else {
+        return Err(unmeasured(&"not once in that time").into());
+    };
+    let round_trips = members.iter().filter_map(|answer| answer.round_trip.as_ref().ok().copied()).collect();
+    let measured = Measured { writes, stalls, round_trips, needed: config.site.members.len() / 2 };
+    let configured = verdict::against(&measured, &config.site.timing);
+    let presets = verdict::presets(&measured);
+    if args.json {
+        say(&json(&measured, &members, &presets, &configured).to_string())?;
+    } else {
+        let head = format!("{}: {} of {}", config.file.display(), config.me, config.site.id);
+        say(&text(&head, &measured, &members, &presets, (&config.site.timing.to_string(), &configured)))?;
+    }
+    Ok(if configured.is_empty() { DONE } else { NO })
+}
+
+/// A word each five seconds, so that nobody thinks that it hangs.
+async fn progress(seconds: u64) {
+    for left in (1..seconds).rev().filter(|left| left % 5 == 0) {
+        sleep_until(&BootClock, BootClock.now() + Duration::from_secs((seconds - left).min(5))).await;
+        tell(&format!("  {left} s left"));
+    }
+}
+
+fn keeps(presets: &[(Preset, Vec<String>)]) -> Option<&'static str> {
+    presets.iter().find(|(_, against)| against.is_empty()).map(|(preset, _)| preset.name())
+}
+
+fn json(
+    measured: &Measured,
+    members: &[Answer<'_>],
+    presets: &[(Preset, Vec<String>)],
+    configured: &[String],
+) -> serde_json::Value {
+    let members: Vec<_> = members
+        .iter()
+        .map(|Answer { device, address, round_trip }| {
+            let (spread, error) = (round_trip.as_ref().ok(), round_trip.as_ref().err());
+            serde_json::json!({"device": device, "address": address, "round_trip": spread, "error": error})
+        })
+        .collect();
+    let timings: Vec<_> = presets
+        .iter()
+        .map(|(preset, against)| {
+            serde_json::json!({"timing": preset.name(), "kept": against.is_empty(), "reasons": against})
+        })
+        .collect();
+    serde_json::json!({
+        "keeps": keeps(presets),
+        "configured": {"kept": configured.is_empty(), "reasons": configured},
+        "timings": timings,
+        "writes": measured.writes,
+        "stalls": measured.stalls,
+        "network_judged": measured.majority().is_some(),
+        "members": members,
+    })
+}
+
+fn text(
+    head: &str,
+    measured: &Measured,
+    members: &[Answer<'_>],
+    presets: &[(Preset, Vec<String>)],
+    (timing, configured): (&str, &[String]),
+) -> String {
+    let mut text = format!("config    {head}\n");
+    let spread = |s: &Spread| format!("p50 {}, p99 {}, max {}", ms(s.p50), ms(s.p99), ms(s.max));
+    let _ = writeln!(text, "writes    {} durable ones: {}", measured.writes.n, spread(&measured.writes));
+    let _ = writeln!(text, "stalls    {} timers late by: {}", measured.stalls.n, spread(&measured.stalls));
+    for Answer { device, address, round_trip } in members {
+        let what = match round_trip {
+            Ok(s) => format!("answers after: {}", spread(s)),
+            Err(why) => format!("does not answer: {why}"),
+        };
+        let _ = writeln!(text, "member    {device} at {address} {what}");
+    }
+    if measured.majority().is_none() {
+        let _ = writeln!(text, "          too few members answer, so the network was not judged");
+    }
+    text.push('\n');
+    let verdict = |text: &mut String, name: &str, against: &[String]| {
+        let first = if against.is_empty() { "yes" } else { "no" };
+        let _ = writeln!(
+            text,
+            "{name:<9} {first}{}{}",
+            if against.is_empty() { "" } else { ": " },
+            against.join("; ")
+        );
+    };
+    for (preset, against) in presets {
+        verdict(&mut text, preset.name(), against);
+    }
+    let best = keeps(presets);
+    let best = best.map_or("none of these timings".into(), |name| format!("timing = \"{name}\""));
+    let _ = writeln!(text, "\nthis device can keep {best}");
+    let _ = writeln!(text, "configured: {timing}");
+    verdict(&mut text, "kept", configured);
+    text
+}
