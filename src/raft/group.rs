@@ -189,7 +189,13 @@ impl Group {
     /// If the disk cannot be read, or holds something that does not fit.
     pub async fn start(parts: Parts) -> anyhow::Result<Group> {
         let Parts { roster, disk, boot_refusal, dialer, clock, tasks } = parts;
-        let contents = disk.contents()?;
+        let mut contents = disk.contents()?;
+        let me = roster.node;
+        // Who led before its restart leads no more: openraft would have it go on in the same term, where it may give
+        // another entry the number of one that it sent to others and does not have itself.
+        if let Some(vote) = contents.vote.as_mut().filter(|vote| vote.node == me.0) {
+            vote.committed = false;
+        }
         let mut voted = contents.vote.map(|v| types::ballot(&load_vote(v))).unwrap_or_default();
         let (configured, paces) = (roster.site.timing, paces(&contents)?);
         let mut boot_refusal = boot_refusal.max(paces.widest());
@@ -215,7 +221,6 @@ impl Group {
             Machine::new(disk, &contents, guard.clone(), widest, (Record::new(&roster.site), configured))?;
         let attest = Attest::new(machine.watch(), guard.clone(), roster.site.digest());
         let peers = Peers::new(&roster, &dialer, attest.clone())?;
-        let me = roster.node;
         let config = Arc::new(types::config(roster.site.id.as_str()));
         let raft = Raft::new(me.0, config, peers.clone(), log.clone(), machine.clone())
             .await

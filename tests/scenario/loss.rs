@@ -71,6 +71,22 @@ fn the_owners_sidecar_restarts_at_once() {
     assert!(stage.epochs()[1] > 1, "a restarted sidecar never resumes its epoch");
 }
 
+/// In the term in which it led it may have sent an entry that it has lost itself.
+#[test]
+fn a_leader_that_restarts_leads_no_more() {
+    let (mut stage, owner) = running(Setup::default());
+    stage.pass(3 * S);
+    assert!(stage.leads(owner));
+    (0..3).for_each(|n| stage.crash(n));
+    stage.start(owner);
+    for _ in 0..100 {
+        stage.pass(10 * MS);
+        assert!(!stage.leads(owner), "nobody has elected it in this life");
+    }
+    (0..3).for_each(|n| stage.start_if_down(n));
+    stage.someone_runs(4 * S);
+}
+
 #[test]
 fn a_standby_restarts_inside_the_window_of_its_promise() {
     // With the owner silent towards the rest, a voter that forgot its promise would elect a rival at once.
