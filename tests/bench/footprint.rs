@@ -109,15 +109,13 @@ async fn measure() -> Result<bool> {
             let role = if n == owner { "owner" } else { "standby" };
             // Below the sidecar is its fencer; below that the workload, which is not ours, or what waits to become it.
             let ours = site.processes(n);
-            let waiting = ours.iter().copied().filter(|pid| {
+            let waits = |pid: &u32| {
                 let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 line.split(|b| *b == 0).nth(1) == Some(b"fencer-wait")
-            });
-            ["sidecar", "fencer"]
-                .into_iter()
-                .zip(ours.iter().copied())
-                .chain(waiting.map(|pid| ("waiting shim", pid)).collect::<Vec<_>>())
-                .map(move |(what, pid)| (format!("{role}'s {what}"), pid))
+            };
+            let waiting = ours.iter().filter(|pid| waits(pid)).map(|pid| ("waiting shim", *pid));
+            let named = ["sidecar", "fencer"].into_iter().zip(ours.iter().copied()).chain(waiting);
+            named.map(|(what, pid)| (format!("{role}'s {what}"), pid)).collect::<Vec<_>>()
         })
         .collect();
     let sample = || watched.iter().map(|(_, pid)| Sample::of(*pid)).collect::<Result<Vec<_>>>();
