@@ -34,6 +34,7 @@
 //!   one that loses has a used store, which it keeps; it stays out and is named.
 
 mod attest;
+mod campaign;
 mod deference;
 mod group;
 pub mod log;
@@ -46,7 +47,8 @@ mod vouch;
 mod widest;
 mod wire;
 
+pub use campaign::{Campaign, Courtesy};
 pub(crate) use group::Proposer;
-pub use group::{Campaign, Group, Parts, ProposeError, Question, Renewed, Role};
+pub use group::{Group, Parts, ProposeError, Question, Renewed, Role};
 pub use machine::Applied;
 pub use vouch::{Echo, Vouched};

@@ -214,6 +214,11 @@ impl Roster {
         self.seen().unfit = why.to_owned();
     }
 
+    /// Whether this member may own, as far as it has declared.
+    fn is_fit(&self) -> bool {
+        self.seen().unfit.is_empty()
+    }
+
     fn health(&self) -> super::wire::proto::Health {
         super::wire::proto::Health {
             unfit: self.seen().unfit.clone(),
