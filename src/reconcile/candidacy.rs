@@ -198,8 +198,11 @@ impl CandidacyLoop {
             .filter(|d| Some(*d) != owner)
             .collect();
         others.sort_unstable();
+        // An owner that was deposed by an election which nobody won goes on, if it can: its promise to itself ends first.
+        let own = applied.record.owned_by(&roster.me, roster.incarnation).is_some();
         // Who never owns goes last, when those who may have had time to fail.
         let place = others.iter().position(|d| **d == roster.me).unwrap_or(others.len() + 2);
+        let place = if own { 0 } else { place };
         let place = if last.is_some() { place.max(others.len() + 1) } else { place };
         u32::try_from(place).unwrap_or(u32::MAX)
     }

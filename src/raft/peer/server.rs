@@ -121,6 +121,22 @@ impl Service {
         leads && owns && !record.is_handing_over() && self.attest.proof().is_none() && self.roster.is_fit()
     }
 
+    /// A candidate that asks again after it has lost an election is bound to the ballot of that election. As long as this
+    /// member leads with a lower one, it can neither promise nor follow; nobody would tell, because a quorum promises all
+    /// the same. So Raft is made to meet it, which ends this leadership: better now than whenever the next entry is written.
+    async fn let_go_of_the_term(&self, message: &proto::VoteRequest) {
+        let (leads, own) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            (metrics.state == ServerState::Leader, ballot(&metrics.vote).term)
+        };
+        // It asks for a term above the highest that it has seen.
+        if leads && message.ballot.as_ref().is_some_and(|asks| asks.term > own.saturating_add(1)) {
+            // An error means that Raft has stopped, which the role says already.
+            let _ = self.raft.trigger().heartbeat().await;
+        }
+    }
+
     /// The node's highest term, which bounds what others may come with.
     fn term(&self) -> u64 {
         self.guard.highest().term
@@ -293,6 +309,7 @@ impl proto::peer_server::Peer for Service {
         let message = request.into_inner();
         plausible::candidate(&message, caller, self.term())?;
         self.attested(&message);
+        self.let_go_of_the_term(&message).await;
         let patience = Duration::from_micros(message.patience_us);
         let theirs = message.last_log_id.map(wire::take_log_id);
         let reply = match self.guard.may_vote() {
