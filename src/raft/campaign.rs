@@ -5,7 +5,7 @@
 //! moment ([`Courtesy`]). Whether a vote may be asked for or given is the vote guard's alone to say, and when to try
 //! is `reconcile/candidacy.rs`'s.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
 use tokio::sync::mpsc;
 
@@ -21,6 +21,9 @@ use crate::{clock::Moment, id::NodeId, ownership::view::Standing};
 
 /// The longest wait for an answer from memory.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// For at most so long others are asked to wait for a candidate whose own disk has not answered yet.
+const LONGER_MAX: Duration = Duration::from_secs(1);
 
 /// How a candidacy ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,13 +75,31 @@ impl Group {
         if let Err(refusal) = self.guard.may_vote() {
             return hopeless(&refusal);
         }
+        let patience = self.patience(losses);
+        self.peers.expect(patience);
+        let turn = match self.pre_vote(patience, courtesy).await {
+            Ok(turn) => turn,
+            Err(ended) => return ended,
+        };
+        let result = tokio::select! {
+            biased;
+            result = self.elect() => result,
+            never = self.keep_turn(&turn, losses) => match never {},
+        };
+        if matches!(result, Campaign::Lost { .. }) {
+            self.give_turn_back(turn);
+        }
+        result
+    }
+
+    /// How long an election is expected to take.
+    fn patience(&self, losses: u32) -> Duration {
         // Own vote, a voter's vote, and both once more as committed: four writes, one after the other.
         let usual = self.answer_limit() * 2 + self.log.slowest_write() * 4;
-        let patience = (usual * 2u32.saturating_pow(losses.min(8))).min(PATIENCE_MAX);
-        self.peers.expect(patience);
-        if let Err(hopeless) = self.pre_vote(patience, courtesy).await {
-            return hopeless;
-        }
+        (usual * 2u32.saturating_pow(losses.min(8))).min(PATIENCE_MAX)
+    }
+
+    async fn elect(&self) -> Campaign {
         // From the ticket on nothing is promised to anybody, until Raft has put our own ballot above theirs.
         let ticket = match self.guard.begin_vote(None) {
             Ok(ticket) => ticket,
@@ -102,6 +123,41 @@ impl Group {
             Err(e) => return Campaign::Lost { reason: e.to_string() },
         };
         self.await_election(term).await
+    }
+
+    /// Asks those who give way for more time while an election takes longer than it was expected to: a disk that was
+    /// quick for years may be slow at the next write, and rivals would depose each other before any of them had the
+    /// chance to learn it.
+    async fn keep_turn(&self, turn: &Asked, losses: u32) -> Infallible {
+        let begun = self.clock.now();
+        loop {
+            tokio::time::sleep(self.answer_limit()).await;
+            let patience = self.patience(losses);
+            let took = self.clock.now().since(begun);
+            if took > patience.max(LONGER_MAX) || !self.deference.extend(self.roster.node, patience) {
+                std::future::pending::<()>().await;
+            }
+            self.peers.expect(patience);
+            self.ask_again(turn, patience);
+        }
+    }
+
+    /// The same question to those who gave way, for another time.
+    fn ask_again(&self, turn: &Asked, patience: Duration) {
+        let message = proto::VoteRequest { patience_us: micros(patience), ..turn.message.clone() };
+        let limit = self.timing().hold();
+        for peer in turn.granted.iter().filter_map(|node| self.peers.get(*node)) {
+            let message = message.clone();
+            self.tasks.spawn(async move {
+                let _ = peer.pre_vote(message, limit).await;
+            });
+        }
+    }
+
+    /// Nobody needs to give way to this member any longer. If that is not heard, the turn ends by itself a little later.
+    fn give_turn_back(&self, turn: Asked) {
+        self.deference.release(self.roster.node);
+        self.ask_again(&turn, Duration::ZERO);
     }
 
     async fn await_election(&self, term: u64) -> Campaign {
@@ -147,7 +203,7 @@ impl Group {
     }
 
     /// Would a majority vote for this member? Asks everybody at once and returns with the deciding answer.
-    async fn pre_vote(&self, patience: Duration, courtesy: Courtesy) -> Result<(), Campaign> {
+    async fn pre_vote(&self, patience: Duration, courtesy: Courtesy) -> Result<Asked, Campaign> {
         let members = self.roster.members();
         let me = self.roster.node;
         let last: Option<LogId> = self.log.last_log_id();
@@ -197,7 +253,7 @@ impl Group {
                     break;
                 }
                 let failed = count.verdict(|voted| members.is_quorum(|node| voted.contains(node)));
-                self.give_turn_back(message, count.granted);
+                self.give_turn_back(Asked { message, granted: count.granted });
                 return Err(failed);
             };
             if courtesy.owner == Some(node) {
@@ -217,26 +273,13 @@ impl Group {
         } else {
             None
         };
+        let turn = Asked { message, granted: count.granted };
         match stops {
-            None => Ok(()),
+            None => Ok(turn),
             Some(stops) => {
-                self.give_turn_back(message, count.granted);
+                self.give_turn_back(turn);
                 Err(stops)
             }
-        }
-    }
-
-    /// After a pre-vote that failed: nobody needs to give way to this member any longer.
-    fn give_turn_back(&self, asked: proto::VoteRequest, granted: BTreeSet<NodeId>) {
-        self.deference.release(self.roster.node);
-        let limit = self.timing().hold();
-        // The same question, for no time at all. If it is lost, the turn ends by itself a little later.
-        let message = proto::VoteRequest { patience_us: 0, ..asked };
-        for peer in granted.into_iter().filter_map(|node| self.peers.get(node)) {
-            let message = message.clone();
-            self.tasks.spawn(async move {
-                let _ = peer.pre_vote(message, limit).await;
-            });
         }
     }
 }
@@ -263,6 +306,12 @@ async fn ask(
         }
         _ => first,
     }
+}
+
+/// A pre-vote: what was asked, and who would vote.
+struct Asked {
+    message: proto::VoteRequest,
+    granted: BTreeSet<NodeId>,
 }
 
 /// The answers to a pre-vote so far.

@@ -85,6 +85,18 @@ impl Deference {
         }
     }
 
+    /// The own candidacy takes longer. False if this member has given way to another meanwhile.
+    pub(crate) fn extend(&self, me: NodeId, patience: Duration) -> bool {
+        let until = self.clock.now() + patience.min(PATIENCE_MAX);
+        match self.lock().as_mut().filter(|turn| turn.of == me) {
+            Some(turn) => {
+                turn.until = turn.until.max(until);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// It is no longer the turn of `candidate`, if it was.
     pub(crate) fn release(&self, candidate: NodeId) {
         let mut to = self.lock();

@@ -2,7 +2,7 @@
 //!
 //! openraft 0.9 (the stable line) replicates the record. Everything timed is ours and openraft's own timers are off:
 //! the lease is a promise answered from memory ([`vote_guard`]), elections are begun by `reconcile/candidacy.rs` through
-//! [`group::Group::campaign`], handover is a stop receipt in the record. Only this room knows which consensus library it
+//! [`Group::campaign`], handover is a stop receipt in the record. Only this room knows which consensus library it
 //! is; only `log/` knows which store.
 //!
 //! First start: every member writes the same first log entry, made from the member list that all were given, so no
