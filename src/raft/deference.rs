@@ -136,6 +136,19 @@ mod tests {
     }
 
     #[test]
+    fn only_its_holder_makes_a_turn_longer() {
+        let deference = Deference::new(Arc::new(BootClock));
+        let (first, second) = (NodeId(1), NodeId(2));
+        assert!(!deference.extend(first, LONG), "it is nobody's turn");
+        deference.stand(first, Duration::ZERO).expect("free");
+        assert!(deference.extend(first, LONG));
+        deference.give_way(second, LONG).expect_err("it has become longer");
+        assert!(!deference.extend(second, LONG));
+        assert!(deference.extend(first, Duration::ZERO));
+        deference.give_way(second, LONG).expect_err("and never becomes shorter");
+    }
+
+    #[test]
     fn of_two_that_stand_at_once_exactly_one_goes_on() {
         let (low, high) = (NodeId(1), NodeId(2));
         let (a, b) = (Deference::new(Arc::new(BootClock)), Deference::new(Arc::new(BootClock)));

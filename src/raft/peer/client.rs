@@ -129,7 +129,7 @@ pub(crate) struct Peer {
 
 macro_rules! call {
     ($peer:expr, $method:ident, $message:expr, $limit:expr) => {
-        call!($peer, $method, $message, $limit, from_memory)
+        call!($peer, $method, $message, $limit, at_once)
     };
     ($peer:expr, $method:ident, $message:expr, $limit:expr, $awaited:ident) => {{
         let peer: &Peer = $peer;
@@ -168,7 +168,7 @@ impl Peer {
     }
 
     /// An answer from memory needs nothing but time.
-    async fn from_memory<T>(&self, _: Stub, call: impl Future<Output = T>) -> Option<T> {
+    async fn at_once<T>(&self, _: Stub, call: impl Future<Output = T>) -> Option<T> {
         Some(call.await)
     }
 
