@@ -85,6 +85,18 @@ impl Deference {
         }
     }
 
+    /// The own candidacy takes longer. False if this member has given way to another meanwhile.
+    pub(crate) fn extend(&self, me: NodeId, patience: Duration) -> bool {
+        let until = self.clock.now() + patience.min(PATIENCE_MAX);
+        match self.lock().as_mut().filter(|turn| turn.of == me) {
+            Some(turn) => {
+                turn.until = turn.until.max(until);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// It is no longer the turn of `candidate`, if it was.
     pub(crate) fn release(&self, candidate: NodeId) {
         let mut to = self.lock();
@@ -121,6 +133,19 @@ mod tests {
         deference.give_way(first, LONG).expect_err("only the holder gives it back");
         deference.release(second);
         deference.give_way(first, LONG).expect("it was given back");
+    }
+
+    #[test]
+    fn only_its_holder_makes_a_turn_longer() {
+        let deference = Deference::new(Arc::new(BootClock));
+        let (first, second) = (NodeId(1), NodeId(2));
+        assert!(!deference.extend(first, LONG), "it is nobody's turn");
+        deference.stand(first, Duration::ZERO).expect("free");
+        assert!(deference.extend(first, LONG));
+        deference.give_way(second, LONG).expect_err("it has become longer");
+        assert!(!deference.extend(second, LONG));
+        assert!(deference.extend(first, Duration::ZERO));
+        deference.give_way(second, LONG).expect_err("and never becomes shorter");
     }
 
     #[test]

@@ -22,23 +22,23 @@ use tower::util::MapResponseLayer;
 
 use super::{
     attest::Attest,
-    deference::{Deference, PATIENCE_MAX},
+    deference::Deference,
     log::{Disk, DiskFailure, InOrder, LogStore, Watched, load_vote, paces},
     machine::{Applied, Machine},
     members::Step,
     peer::{
         Roster,
-        client::{MESSAGE_MAX, Peers, VOTE_LIMIT},
+        client::{MESSAGE_MAX, Peers},
         probation::Heed,
         server::Service,
         transport::{DialerHandle, Incoming},
     },
     role::{Role, follow},
     types::{self, Device, LogId, Raft},
-    vote_guard::{Ballot, Bar, VoteGuard, VoteRefusal},
+    vote_guard::{Ballot, Bar, VoteGuard},
     vouch::{Echo, Vouch, Vouched},
     widest::Widest,
-    wire::{self, proto},
+    wire::{micros, proto},
 };
 use crate::{
     clock::{Clock, Moment},
@@ -47,14 +47,10 @@ use crate::{
     ownership::{
         command::{Command, Outcome},
         record::Record,
-        view::Standing,
     },
     seal::{MAGIC, Receipt},
     timing::Timing,
 };
-
-/// The longest wait for an answer from memory.
-const ANSWER_MAX: Duration = Duration::from_secs(2);
 
 /// Why a command was not executed. Whether it will be is not known after [`ProposeError::NoAnswer`].
 #[derive(Debug, thiserror::Error)]
@@ -71,27 +67,6 @@ pub enum ProposeError {
     /// The leader refused the call.
     #[error("{0}")]
     Refused(String),
-}
-
-/// How a candidacy ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Campaign {
-    /// This member leads now.
-    Won,
-    /// No majority answered.
-    Alone,
-    /// A majority would not have voted for this member, so it did not even ask.
-    Hopeless {
-        /// For how long a majority will surely go on refusing.
-        wait: Duration,
-        /// Why, for the log.
-        reason: String,
-    },
-    /// It asked and was not elected.
-    Lost {
-        /// Why, for the log.
-        reason: String,
-    },
 }
 
 /// A member's answer to a renewal.
@@ -166,19 +141,19 @@ impl Proposer {
 /// One member of the group. Clones share everything.
 #[derive(Clone)]
 pub struct Group {
-    raft: Raft,
-    guard: VoteGuard,
-    peers: Peers,
-    roster: Arc<Roster>,
-    log: LogStore,
+    pub(super) raft: Raft,
+    pub(super) guard: VoteGuard,
+    pub(super) peers: Peers,
+    pub(super) roster: Arc<Roster>,
+    pub(super) log: LogStore,
     vouch: Vouch,
-    deference: Deference,
+    pub(super) deference: Deference,
     attest: Attest,
     machine: Machine,
-    role: watch::Receiver<Role>,
+    pub(super) role: watch::Receiver<Role>,
     disk_failed: watch::Receiver<Option<DiskFailure>>,
-    clock: Arc<dyn Clock>,
-    tasks: TaskTracker,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) tasks: TaskTracker,
     boot_refusal: Duration,
 }
 
@@ -476,214 +451,12 @@ impl Group {
         }
     }
 
-    /// Until when this member gives way to another candidate.
-    pub fn gives_way_until(&self) -> Option<Moment> {
-        self.deference.until(self.roster.node)
-    }
-
-    /// Campaigns once: own guard, pre-vote, vote. After `losses` lost votes in a row it asks the others for more time.
-    /// If it was `alone` before, the majority that answers now may go on with whoever led it: flapping links shall not move
-    /// the ownership each time. Then it waits three heartbeats and has to try again.
-    /// Cancel-safe: whatever was begun is finished by itself.
-    pub async fn campaign(&self, losses: u32, alone: bool) -> Campaign {
-        if !self.roster.members().is_voter(self.roster.node) {
-            let reason = "this device is not taken in yet".into();
-            return Campaign::Hopeless { wait: self.roster.site.timing.refusal(), reason };
-        }
-        if let Err(refusal) = self.guard.may_vote() {
-            return hopeless(&refusal);
-        }
-        // Own vote, a voter's vote, and both once more as committed: four writes, one after the other.
-        let usual = self.answer_limit() * 2 + self.log.slowest_write() * 4;
-        let patience = (usual * 2u32.saturating_pow(losses.min(8))).min(PATIENCE_MAX);
-        self.peers.expect(patience);
-        if let Err(hopeless) = self.pre_vote(patience, alone).await {
-            return hopeless;
-        }
-        // From the ticket on nothing is promised to anybody, until Raft has put our own ballot above theirs.
-        let ticket = match self.guard.begin_vote(None) {
-            Ok(ticket) => ticket,
-            Err(refusal) => return hopeless(&refusal),
-        };
-        let (raft, guard) = (self.raft.clone(), self.guard.clone());
-        let begun = self.tasks.spawn(async move {
-            let triggered = raft.trigger().elect().await;
-            // Answered behind the election in the same queue. The vote itself may not have been saved by then: what
-            // Raft has to write waits while it installs a snapshot. So the guard is told here as well.
-            let voted = raft.with_raft_state(|state| types::ballot(state.vote_ref())).await;
-            if let Ok(ballot) = &voted {
-                guard.observe(*ballot);
-            }
-            drop(ticket);
-            triggered.and(voted.map(|ballot| ballot.term))
-        });
-        let term = match begun.await {
-            Ok(Ok(term)) => term,
-            Ok(Err(e)) => return Campaign::Lost { reason: e.to_string() },
-            Err(e) => return Campaign::Lost { reason: e.to_string() },
-        };
-        self.await_election(term).await
-    }
-
-    async fn await_election(&self, term: u64) -> Campaign {
-        let mut role = self.role.clone();
-        let mut rejections = self.peers.rejections();
-        let me = self.roster.node;
-        let work = async {
-            loop {
-                {
-                    let role = role.borrow_and_update();
-                    if role.standing != Standing::Follower {
-                        return Campaign::Won;
-                    }
-                    if role.ballot > (Ballot { term, node: me }) {
-                        let reason = format!("{} was faster", role.ballot);
-                        return Campaign::Lost { reason };
-                    }
-                }
-                {
-                    let (of, against, why) = &*rejections.borrow_and_update();
-                    if *of == term && !self.roster.members().is_quorum(|node| !against.contains(node)) {
-                        return Campaign::Lost { reason: why.clone() };
-                    }
-                }
-                tokio::select! {
-                    biased;
-                    changed = role.changed() => if changed.is_err() { break },
-                    changed = rejections.changed() => if changed.is_err() { break },
-                }
-            }
-            Campaign::Lost { reason: "consensus has stopped".into() }
-        };
-        let late = Campaign::Lost { reason: "no majority answered in time".into() };
-        tokio::time::timeout(VOTE_LIMIT, work).await.unwrap_or(late)
-    }
-
-    /// How long to wait for an answer from memory: longer where the network was slow of late, or a site on slow links
-    /// could never elect, and so never agree on a wider timing.
-    fn answer_limit(&self) -> Duration {
-        let contacts = self.roster.contacts();
-        let slowest = contacts.values().filter_map(|c| c.round_trip).max().unwrap_or_default();
-        (self.timing().hold() / 2).max(slowest * 2).min(ANSWER_MAX)
-    }
-
-    /// Would a majority vote for this member? Asks everybody at once and returns with the deciding answer.
-    async fn pre_vote(&self, patience: Duration, alone: bool) -> Result<(), Campaign> {
-        let timing = self.timing();
-        let limit = self.answer_limit();
-        let members = self.roster.members();
-        let me = self.roster.node;
-        let last: Option<LogId> = self.log.last_log_id();
-        let message = proto::VoteRequest {
-            ballot: Some(proto::Ballot {
-                term: self.guard.highest().term.saturating_add(1),
-                node: me.0,
-                committed: false,
-            }),
-            last_log_id: last.as_ref().map(wire::put_log_id),
-            patience_us: micros(patience),
-            ..self.peers.request()
-        };
-        // One's own vote is not promised to two candidates either.
-        if let Err(left) = self.deference.stand(me, patience) {
-            return Err(Campaign::Hopeless { wait: left, reason: "another candidate was first".into() });
-        }
-        let (sender, mut answers) = mpsc::unbounded_channel();
-        let (short, again) = (timing.stagger(), Duration::from_millis(1));
-        for (node, peer) in self.peers.all().into_iter().filter(|(node, _)| members.is_voter(*node)) {
-            let (message, sender) = (message.clone(), sender.clone());
-            self.tasks.spawn(async move {
-                let ask = async {
-                    let first = peer.pre_vote(message.clone(), limit).await;
-                    match &first {
-                        // Promises do not end everywhere in the same millisecond. To give up for that, and to come
-                        // back later, would be to come back in the next candidate's turn.
-                        Ok(reply) if !reply.would_grant && (1..micros(short)).contains(&reply.wait_us) => {
-                            tokio::time::sleep(Duration::from_micros(reply.wait_us) + again).await;
-                            peer.pre_vote(message, limit).await
-                        }
-                        _ => first,
-                    }
-                };
-                let _ = sender.send((node, ask.await));
-            });
-        }
-        drop(sender);
-        let (mut granted, mut waits, mut reasons) = (BTreeSet::from([me]), Vec::new(), Vec::new());
-        while !members.is_quorum(|node| granted.contains(node)) {
-            match answers.recv().await {
-                None => {
-                    // The majority becomes possible when enough of those who refuse for a time have had it.
-                    let answered = |node: &NodeId| {
-                        granted.contains(node) || waits.iter().any(|(_, refused)| refused == node)
-                    };
-                    if !members.is_quorum(answered) {
-                        self.give_turn_back(message, granted);
-                        return Err(Campaign::Alone);
-                    }
-                    waits.sort_unstable();
-                    let mut then = granted.clone();
-                    let enough = waits.iter().find(|(_, node)| {
-                        then.insert(*node);
-                        members.is_quorum(|node| then.contains(node))
-                    });
-                    let wait = enough.map_or(Duration::ZERO, |(wait, _)| *wait);
-                    let reason =
-                        if reasons.is_empty() { "nobody answered".into() } else { reasons.join("; ") };
-                    self.give_turn_back(message, granted);
-                    return Err(Campaign::Hopeless { wait, reason });
-                }
-                Some((node, Ok(reply))) if reply.would_grant => {
-                    granted.insert(node);
-                }
-                Some((node, Ok(reply))) => {
-                    waits.push((Duration::from_micros(reply.wait_us), node));
-                    reasons.push(reply.reason);
-                }
-                Some((_, Err(_))) => {}
-            }
-        }
-        if alone {
-            self.give_turn_back(message, granted);
-            let reason = "a majority is only just together again, and who led it may go on".into();
-            return Err(Campaign::Hopeless { wait: timing.heartbeat() * 3, reason });
-        }
-        if !self.deference.encouraged(me) {
-            self.give_turn_back(message, granted);
-            let reason = "it has given way to another candidate".into();
-            return Err(Campaign::Hopeless { wait: Duration::ZERO, reason });
-        }
-        Ok(())
-    }
-
-    /// After a pre-vote that failed: nobody needs to give way to this member any longer.
-    fn give_turn_back(&self, asked: proto::VoteRequest, granted: BTreeSet<NodeId>) {
-        self.deference.release(self.roster.node);
-        let limit = self.timing().hold();
-        // The same question, for no time at all. If it is lost, the turn ends by itself a little later.
-        let message = proto::VoteRequest { patience_us: 0, ..asked };
-        for peer in granted.into_iter().filter_map(|node| self.peers.get(node)) {
-            let message = message.clone();
-            self.tasks.spawn(async move {
-                let _ = peer.pre_vote(message, limit).await;
-            });
-        }
-    }
-
     /// Stops Raft. Calls after this fail.
     pub async fn shutdown(&self) {
         if let Err(e) = self.raft.shutdown().await {
             tracing::warn!("consensus did not stop cleanly: {e}");
         }
     }
-}
-
-fn hopeless(refusal: &VoteRefusal) -> Campaign {
-    Campaign::Hopeless { wait: refusal.left().unwrap_or_default(), reason: refusal.to_string() }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Members do not tell each other the wall time: nobody reads it, and hyper would take it from the machine's own clock

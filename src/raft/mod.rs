@@ -2,7 +2,7 @@
 //!
 //! openraft 0.9 (the stable line) replicates the record. Everything timed is ours and openraft's own timers are off:
 //! the lease is a promise answered from memory ([`vote_guard`]), elections are begun by `reconcile/candidacy.rs` through
-//! [`group::Group::campaign`], handover is a stop receipt in the record. Only this room knows which consensus library it
+//! [`Group::campaign`], handover is a stop receipt in the record. Only this room knows which consensus library it
 //! is; only `log/` knows which store.
 //!
 //! First start: every member writes the same first log entry, made from the member list that all were given, so no
@@ -35,6 +35,7 @@
 //!   one that loses has a used store, which it keeps; it stays out and is named.
 
 mod attest;
+mod campaign;
 mod deference;
 mod group;
 pub mod log;
@@ -48,8 +49,9 @@ mod vouch;
 mod widest;
 mod wire;
 
+pub use campaign::{Campaign, Courtesy};
 pub(crate) use group::Proposer;
-pub use group::{Campaign, Group, Parts, ProposeError, Question, Renewed};
+pub use group::{Group, Parts, ProposeError, Question, Renewed};
 pub use machine::Applied;
 pub use role::Role;
 pub use vouch::{Echo, Vouched};

@@ -19,11 +19,15 @@ use crate::{
         view::{Standing, Unfit},
         vitals::COOL_DOWN,
     },
-    raft::{Applied, Campaign, Group, Role},
+    raft::{Applied, Campaign, Courtesy, Group, Role, vote_guard::VoteRefusal},
 };
 
 /// openraft refuses votes for a millisecond after an append, so the append that brought the news must be past.
 const AFTER_APPEND: Duration = Duration::from_millis(2);
+
+/// How often in a row a device stands back for an owner that answers. Each time the owner has three heartbeats to be promised
+/// something again, which takes one if it can be done at all.
+const STAND_BACK_MAX: u32 = 2;
 
 /// Why a device goes last in elections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -66,8 +70,23 @@ struct Turns {
     owned: Option<(Epoch, Moment)>,
     /// No majority answered when this device asked last.
     alone: bool,
+    /// How often in a row this device has stood back for an owner that answers.
+    stood_back: u32,
     /// Votes lost in a row.
     losses: u32,
+}
+
+impl Turns {
+    /// Since when this device knows the ownership of this epoch.
+    fn owned_since(&mut self, epoch: Epoch, now: Moment) -> Moment {
+        match self.owned {
+            Some((known, since)) if known == epoch => since,
+            _ => {
+                self.owned = Some((epoch, now));
+                now
+            }
+        }
+    }
 }
 
 impl CandidacyLoop {
@@ -147,6 +166,10 @@ impl CandidacyLoop {
         let guard = match self.group.guard().may_vote() {
             Ok(()) => now,
             Err(refusal) => {
+                if matches!(refusal, VoteRefusal::Promised { .. }) {
+                    // It has gone on.
+                    turns.stood_back = 0;
+                }
                 // Promises end at different moments, up to a heartbeat apart. Who goes last lets all others have theirs.
                 let behind =
                     if self.last.borrow().is_some() { timing.heartbeat() * 2 } else { Duration::ZERO };
@@ -175,8 +198,11 @@ impl CandidacyLoop {
             .filter(|d| Some(*d) != owner)
             .collect();
         others.sort_unstable();
+        // An owner that was deposed by an election which nobody won goes on, if it can: its promise to itself ends first.
+        let own = applied.record.owned_by(&roster.me, roster.incarnation).is_some();
         // Who never owns goes last, when those who may have had time to fail.
         let place = others.iter().position(|d| **d == roster.me).unwrap_or(others.len() + 2);
+        let place = if own { 0 } else { place };
         let place = if last.is_some() { place.max(others.len() + 1) } else { place };
         u32::try_from(place).unwrap_or(u32::MAX)
     }
@@ -185,13 +211,7 @@ impl CandidacyLoop {
     fn goes_last(&self, applied: &Applied, turns: &mut Turns) -> Option<Last> {
         let (now, me) = (self.clock.now(), &self.group.roster().me);
         let record = &applied.record;
-        let since = match turns.owned {
-            Some((epoch, since)) if epoch == record.epoch => since,
-            _ => {
-                turns.owned = Some((record.epoch, now));
-                now
-            }
-        };
+        let since = turns.owned_since(record.epoch, now);
         if matches!(*self.unfit.borrow(), Some(Unfit::Strained(_))) {
             Some(Last::Strained)
         } else if record.lost() == Some(me) && now.since(since) < COOL_DOWN {
@@ -205,12 +225,17 @@ impl CandidacyLoop {
 
     async fn campaign(&mut self, turns: &mut Turns) {
         self.elections.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let alone = std::mem::take(&mut turns.alone);
-        match self.group.campaign(turns.losses, alone).await {
+        let courtesy = self.courtesy(turns);
+        match self.group.campaign(turns.losses, courtesy).await {
             Campaign::Alone => {
                 tracing::debug!("no majority answers");
                 turns.alone = true;
                 self.pause(Duration::ZERO, turns.losses).await;
+            }
+            Campaign::OwnerAnswers => {
+                tracing::debug!("the owner took over a moment ago, answers, and may go on");
+                turns.stood_back += 1;
+                self.pause(self.group.timing().heartbeat() * 3, turns.losses).await;
             }
             Campaign::Won => {
                 tracing::info!("this device leads the group");
@@ -225,6 +250,21 @@ impl CandidacyLoop {
                 turns.losses += 1;
                 self.pause(Duration::ZERO, turns.losses).await;
             }
+        }
+    }
+
+    /// Whom to let go on. An owner that has itself taken over a moment ago is not replaced while it can be talked to: links that
+    /// come and go would otherwise move the ownership each time.
+    fn courtesy(&self, turns: &mut Turns) -> Courtesy {
+        let alone = std::mem::take(&mut turns.alone);
+        let record = self.group.record().borrow().record.clone();
+        let since = turns.owned_since(record.epoch, self.clock.now());
+        let fresh = record.lost().is_some() && self.clock.now().since(since) < COOL_DOWN;
+        let owner = record.owner.as_ref().filter(|_| fresh && turns.stood_back < STAND_BACK_MAX);
+        let roster = self.group.roster();
+        Courtesy {
+            alone,
+            owner: owner.map(|o| roster.node_of(&o.device)).filter(|node| *node != roster.node),
         }
     }
 

@@ -9,17 +9,22 @@ use quorate::timing::Timing;
 
 use crate::stage::{Stage, world::now};
 
-/// A connection that died without a word: a ping after a second, and a second for its answer.
-const NOTICED: Duration = Duration::from_secs(2);
-/// A dial under way to an address where nobody answered.
-const DIALLED: Duration = Duration::from_secs(1);
+/// At the least so long a call waits for an answer from a disk, and then once more for a greeting (`raft/peer/client.rs`).
+const SIGN_OF_LIFE: Duration = Duration::from_millis(250);
+/// The longest pause before Raft calls again whom it could not reach (`Network::backoff`).
+const BACKOFF: Duration = Duration::from_millis(500);
 
 /// Within which an able site has an owner, counted from the end of all trouble. `slowest`: the slowest that a disk was.
 pub fn limit(timing: &Timing, slowest: Duration) -> Duration {
     // Whoever has just booted may not vote for as long as a promise lasts; then comes a takeover as it is printed.
     let takeover = timing.refusal() + timing.takeover_bound();
+    // A call on a connection that died without a word, or whose dial was lost: the vote, and then the first append. Each is
+    // noticed and made again.
+    let dead = (timing.hold().max(SIGN_OF_LIFE) * 2 + BACKOFF) * 2;
+    // A majority that is only just together again waits three heartbeats, and twice three for an owner that answers.
+    let courtesy = timing.heartbeat() * 9;
     // Candidates give way to one whose disk was slow a moment ago, and its write may still be under way.
-    takeover + NOTICED + DIALLED + timing.hold() / 2 + slowest * 5
+    takeover + dead + courtesy + timing.hold() / 2 + slowest * 5
 }
 
 #[derive(Default)]

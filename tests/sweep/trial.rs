@@ -31,6 +31,8 @@ pub struct Trial {
     pub told: Vec<String>,
     dice: Dice,
     later: Vec<(Duration, Later)>,
+    /// The one device whose disk may be emptied: of more than a minority nothing is promised.
+    emptied: Option<usize>,
 }
 
 /// How a trial went.
@@ -85,7 +87,7 @@ impl Trial {
             setup.witnesses.len(),
             preset.name()
         )];
-        Trial { stage: Stage::new(setup), dice, told, later: Vec::new() }
+        Trial { stage: Stage::new(setup), dice, told, later: Vec::new(), emptied: None }
     }
 
     /// Within which somebody owns after the end of all trouble.
@@ -157,7 +159,7 @@ impl Trial {
 
     /// One piece of trouble, or the end of one.
     fn trouble(&mut self) {
-        let roll = pick(&mut self.dice, 130);
+        let roll = pick(&mut self.dice, 136);
         let (a, b) = self.two();
         let n = self.victim();
         let up = self.stage.sim.is_up(n);
@@ -282,6 +284,8 @@ impl Trial {
                 self.stage.set_wall_clock(n, to);
                 format!("the wall clock of {n} is set")
             }
+            119..=120 => return self.empty(a),
+            121..=125 => return self.troubled_handover(a),
             _ => match (0..self.stage.devices.len()).find(|n| !self.stage.sim.is_up(*n)) {
                 Some(down) => {
                     self.stage.start(down);
@@ -291,6 +295,56 @@ impl Trial {
             },
         };
         self.tell(what);
+    }
+
+    /// A device comes back with an empty disk, once or again and again. Never two of them, and not before the site has
+    /// noted which store is whose (`deploy/README.md`).
+    fn empty(&mut self, n: usize) {
+        let n = self.emptied.unwrap_or(n);
+        let mut others = (0..self.stage.devices.len()).filter(|other| *other != n);
+        let settled = self.emptied.is_some()
+            || self.stage.devices.len() > 2 && others.all(|other| self.stage.whole(other));
+        if !settled {
+            return;
+        }
+        self.emptied = Some(n);
+        self.stage.crash(n);
+        self.stage.empty(n);
+        let time = self.soon(Later::Start(n));
+        self.tell(format!("{n} loses power and its disk, for {time:?}"));
+    }
+
+    /// A handover is wanted, and in the middle of it something happens to one of the two.
+    fn troubled_handover(&mut self, to: usize) {
+        let Some(from) = self.stage.running().filter(|from| *from != to && self.stage.sim.is_up(to)) else {
+            return;
+        };
+        self.stage.transfer(to);
+        let pause = self.dice.up_to(MS * 30);
+        self.pass(pause);
+        let hit = [from, to][pick(&mut self.dice, 2)];
+        if !self.stage.sim.is_up(hit) {
+            return;
+        }
+        let how = match pick(&mut self.dice, 4) {
+            0 => {
+                self.stage.crash(hit);
+                format!("{hit} loses power for {:?}", self.soon(Later::Start(hit)))
+            }
+            1 => {
+                self.stage.freeze(hit, Freeze::Sidecar);
+                format!("the sidecar of {hit} is frozen for {:?}", self.soon(Later::Thaw(hit)))
+            }
+            2 => {
+                self.stage.isolate(hit);
+                format!("{hit} is cut off")
+            }
+            _ => {
+                self.stage.cut_one_way(to, from);
+                format!("cut from {to} to {from} for {:?}", self.soon(Later::Mend(to, from)))
+            }
+        };
+        self.tell(format!("handover from {from} to {to} wanted, and {pause:?} later {how}"));
     }
 
     fn power_up_storm(&mut self) {
@@ -371,6 +425,10 @@ impl Trial {
                 break;
             }
             assert!(recovery < bound, "no owner lasts: after {bound:?} another one has begun");
+        }
+        if self.emptied.is_some() {
+            let back = |s: &Stage| s.running().is_some_and(|owner| s.whole(owner));
+            self.stage.until(S * 90, "who lost its disk is a member again", back);
         }
         let everybody = |s: &Stage| (0..s.devices.len()).all(|n| s.knows(n) == s.epoch());
         self.stage.until(S * 10, "everybody knows the owner", everybody);

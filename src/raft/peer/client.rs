@@ -2,7 +2,9 @@
 //!
 //! The connection is opened when it is first needed and again after it broke, or after a call on it was not answered in
 //! time: a peer that vanished without closing (power loss) and came back is reached by the next call. HTTP/2 pings
-//! notice that too, where nobody calls. Renewals have a connection of their own (`line.rs`).
+//! notice that too, where nobody calls. A call that may wait for the other's disk is given long; but while it waits, a
+//! greeting now and then, answered from memory, tells a slow disk from a connection that is dead. Renewals have a
+//! connection of their own (`line.rs`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,6 +44,10 @@ pub(crate) const VOTE_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) const APPEND_LIMIT: Duration = Duration::from_secs(5);
 /// Within which a snapshot must be answered.
 pub(crate) const SNAPSHOT_LIMIT: Duration = Duration::from_secs(20);
+/// At the least so long a call waits, and then a greeting, before its connection counts as dead.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(250);
+/// At the most.
+const SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(2);
 /// The largest message between members. A record with full history is some 30 kB.
 pub(crate) const MESSAGE_MAX: usize = 4 << 20;
 
@@ -122,15 +128,20 @@ pub(crate) struct Peer {
 }
 
 macro_rules! call {
-    ($peer:expr, $method:ident, $message:expr, $limit:expr) => {{
+    ($peer:expr, $method:ident, $message:expr, $limit:expr) => {
+        call!($peer, $method, $message, $limit, at_once)
+    };
+    ($peer:expr, $method:ident, $message:expr, $limit:expr, $awaited:ident) => {{
         let peer: &Peer = $peer;
         let mut stub = peer.stub();
+        let same = stub.clone();
         let asked = peer.roster.clock.now();
-        let answer = tokio::time::timeout($limit, stub.$method(peer.addressed($message))).await;
+        let call = stub.$method(peer.addressed($message));
+        let answer = tokio::time::timeout($limit, peer.$awaited(same, call)).await;
         let result = match answer {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(status),
-            Err(_) => {
+            Ok(Some(Ok(answer))) => Ok(answer.into_inner()),
+            Ok(Some(Err(status))) => Err(status),
+            Ok(None) | Err(_) => {
                 peer.dial_anew();
                 Err(Status::deadline_exceeded("no answer in time"))
             }
@@ -156,6 +167,32 @@ impl Peer {
         *self.stub.lock().unwrap_or_else(PoisonError::into_inner) = self.way.stub();
     }
 
+    /// An answer from memory needs nothing but time.
+    async fn at_once<T>(&self, _: Stub, call: impl Future<Output = T>) -> Option<T> {
+        Some(call.await)
+    }
+
+    /// An answer that may have to wait for a disk, or for other members: waits as long as the connection shows signs of
+    /// life. `None` once it does not.
+    async fn in_its_time<T>(&self, mut same: Stub, call: impl Future<Output = T>) -> Option<T> {
+        let pause = self.roster.site.timing.hold().max(SIGN_OF_LIFE);
+        tokio::pin!(call);
+        loop {
+            let sign = async {
+                tokio::time::sleep(pause).await;
+                let usual = self.roster.contact(&self.device).and_then(|c| c.round_trip).unwrap_or_default();
+                let patience = (usual * 4).clamp(pause, SIGN_OF_LIFE_MAX.max(pause));
+                let greeting = proto::GreetRequest { health: Some(self.roster.health()) };
+                tokio::time::timeout(patience, same.greet(self.addressed(greeting))).await.is_ok()
+            };
+            tokio::select! {
+                biased;
+                answer = &mut call => return Some(answer),
+                lives = sign => if !lives { return None },
+            }
+        }
+    }
+
     /// The message, for this node and for the store that it is known to have, and for no other: what answers at an
     /// address may be anybody. Who is no member yet knows no nodes, only devices.
     pub(super) fn addressed<T>(&self, message: T) -> Request<T> {
@@ -176,7 +213,7 @@ impl Peer {
     }
 
     pub(crate) async fn vote(&self, message: proto::VoteRequest) -> Result<proto::VoteReply, Status> {
-        call!(self, vote, message, VOTE_LIMIT)
+        call!(self, vote, message, VOTE_LIMIT, in_its_time)
     }
 
     pub(crate) async fn pre_vote(
@@ -188,14 +225,14 @@ impl Peer {
     }
 
     pub(crate) async fn append(&self, message: proto::AppendRequest) -> Result<proto::AppendReply, Status> {
-        call!(self, append, message, APPEND_LIMIT)
+        call!(self, append, message, APPEND_LIMIT, in_its_time)
     }
 
     pub(crate) async fn snapshot(
         &self,
         message: proto::SnapshotRequest,
     ) -> Result<proto::SnapshotReply, Status> {
-        call!(self, snapshot, message, SNAPSHOT_LIMIT)
+        call!(self, snapshot, message, SNAPSHOT_LIMIT, in_its_time)
     }
 
     /// Who answered says which node it is.
@@ -214,7 +251,7 @@ impl Peer {
         message: proto::ProposeRequest,
         limit: Duration,
     ) -> Result<proto::ProposeReply, Status> {
-        call!(self, propose, message, limit)
+        call!(self, propose, message, limit, in_its_time)
     }
 
     pub(crate) async fn greet(&self, limit: Duration) -> Result<proto::GreetReply, Status> {

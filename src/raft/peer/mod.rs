@@ -228,6 +228,11 @@ impl Roster {
         if node == self.node { !seen.barred } else { seen.members.get(&node).is_none_or(|c| !c.barred) }
     }
 
+    /// Whether this member may own, as far as it has declared.
+    fn is_fit(&self) -> bool {
+        self.seen().unfit.is_empty()
+    }
+
     fn health(&self) -> super::wire::proto::Health {
         let (unfit, barred) = {
             let seen = self.seen();

@@ -8,6 +8,7 @@ use std::{
 };
 
 use openraft::{
+    ServerState,
     error::RaftError,
     raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest},
 };
@@ -33,7 +34,7 @@ use crate::{
         types::{Raft, Snapshot, ballot},
         vote_guard::{Ballot, VoteGuard, VoteRefusal},
         vouch::Vouch,
-        wire::{self, proto},
+        wire::{self, micros, proto},
     },
     seal::{Receipt, Secret},
     timing::Timing,
@@ -108,6 +109,32 @@ impl Service {
             echo_ns: self.clock.now().as_nanos(),
             number: message.number,
         })
+    }
+
+    /// Whether this member owns and leads, and means to go on, whether or not it holds a lease just now.
+    fn goes_on(&self) -> bool {
+        let metrics = self.raft.metrics().borrow().clone();
+        let leads = metrics.state == ServerState::Leader && metrics.vote.committed;
+        let applied = self.machine.watch();
+        let record = &applied.borrow().record;
+        let owns = record.owned_by(&self.roster.me, self.roster.incarnation).is_some();
+        leads && owns && !record.is_handing_over() && self.attest.proof().is_none() && self.roster.is_fit()
+    }
+
+    /// A candidate that asks again after it has lost an election is bound to the ballot of that election. As long as this
+    /// member leads with a lower one, it can neither promise nor follow; nobody would tell, because a quorum promises all
+    /// the same. So Raft is made to meet it, which ends this leadership: better now than whenever the next entry is written.
+    async fn let_go_of_the_term(&self, message: &proto::VoteRequest) {
+        let (leads, own) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            (metrics.state == ServerState::Leader, ballot(&metrics.vote).term)
+        };
+        // It asks for a term above the highest that it has seen.
+        if leads && message.ballot.as_ref().is_some_and(|asks| asks.term > own.saturating_add(1)) {
+            // An error means that Raft has stopped, which the role says already.
+            let _ = self.raft.trigger().heartbeat().await;
+        }
     }
 
     /// The node's highest term, which bounds what others may come with.
@@ -290,6 +317,7 @@ impl proto::peer_server::Peer for Service {
         let message = request.into_inner();
         plausible::candidate(&message, caller, self.term())?;
         self.attested(&message);
+        self.let_go_of_the_term(&message).await;
         let patience = Duration::from_micros(message.patience_us);
         let theirs = message.last_log_id.map(wire::take_log_id);
         let reply = match self.guard.may_vote() {
@@ -297,6 +325,7 @@ impl proto::peer_server::Peer for Service {
                 would_grant: false,
                 reason: refusal.to_string(),
                 wait_us: refusal.left().map_or(0, micros),
+                goes_on: self.goes_on(),
             },
             Ok(()) if theirs < self.log.last_log_id() => {
                 // Its turn, if it had one, can come to nothing any more.
@@ -305,14 +334,18 @@ impl proto::peer_server::Peer for Service {
                     would_grant: false,
                     reason: "its log is older than this member's".into(),
                     wait_us: 0,
+                    goes_on: self.goes_on(),
                 }
             }
             Ok(()) => match self.deference.give_way(caller, patience) {
-                Ok(()) => proto::PreVoteReply { would_grant: true, ..Default::default() },
+                Ok(()) => {
+                    proto::PreVoteReply { would_grant: true, goes_on: self.goes_on(), ..Default::default() }
+                }
                 Err(left) => proto::PreVoteReply {
                     would_grant: false,
                     reason: "another candidate was first".into(),
                     wait_us: micros(left),
+                    goes_on: self.goes_on(),
                 },
             },
         };
@@ -403,10 +436,6 @@ impl proto::peer_server::Peer for Service {
         }
         Ok(Response::new(proto::GreetReply { health: Some(self.roster.health()) }))
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
