@@ -754,3 +754,6 @@ fn undated<B>(mut answer: http::Response<B>) -> http::Response<B> {
     answer.headers_mut().insert(http::header::DATE, http::HeaderValue::from_static(""));
     answer
 }
+
+#[cfg(test)]
+mod tests;
