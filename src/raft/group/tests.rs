@@ -18,6 +18,7 @@ use crate::{
 
 const MS: Duration = Duration::from_millis(1);
 
+#[derive(Debug)]
 struct PausedClock(tokio::time::Instant);
 
 impl Clock for PausedClock {
@@ -43,7 +44,7 @@ impl Dialer for Lan {
         let door = doors.get(&address).cloned();
         Box::pin(async move {
             let door = door.ok_or(io::ErrorKind::ConnectionRefused)?;
-            door.send(Ok(Connection::open(far, "somebody"))).map_err(io::Error::other)?;
+            door.send(Ok(Connection::open(far, "somebody"))).map_err(|_| io::ErrorKind::ConnectionRefused)?;
             Ok(Connection::open(near, address))
         })
     }
