@@ -22,9 +22,9 @@ use tokio::sync::watch;
 struct State {
     /// The number of the next write.
     next: u64,
-    /// The writes under way, each with the first log index that it writes; 0 for a vote.
+    /// The writes under way, each with the first log index that it writes; 0 for a vote. Those that failed stay.
     under_way: BTreeMap<u64, u64>,
-    /// What the first write that failed failed with. Nothing is durable from there on.
+    /// What the first write that failed failed with.
     failed: Option<String>,
 }
 
@@ -46,12 +46,22 @@ impl Ahead {
 
     /// The write with this number has come to its end.
     pub(super) fn end(&self, number: u64, written: &io::Result<()>) {
-        self.0.send_modify(|state| {
-            state.under_way.remove(&number);
-            if let Err(e) = written {
+        self.0.send_modify(|state| match written {
+            Ok(()) => {
+                state.under_way.remove(&number);
+            }
+            Err(e) => {
                 state.failed.get_or_insert_with(|| e.to_string());
             }
         });
+    }
+
+    /// Whether a write may begin.
+    ///
+    /// # Errors
+    /// If one failed before. Told to openraft, this ends it, as an error of a write that it waits for does.
+    pub(super) fn check(&self) -> io::Result<()> {
+        self.0.borrow().outcome()
     }
 
     /// Waits until all writes before this one are durable.
@@ -74,7 +84,7 @@ impl Ahead {
     /// Waits until the entry with this index is durable, if this member has begun to write it.
     ///
     /// # Errors
-    /// If a write failed.
+    /// If it never will be, because a write failed.
     pub(crate) async fn up_to(&self, index: u64) -> io::Result<()> {
         self.wait(|state| state.under_way.values().all(|first| *first > index)).await
     }
@@ -83,7 +93,14 @@ impl Ahead {
         let mut state = self.0.subscribe();
         // The sender is our own.
         let state = state.wait_for(|state| state.failed.is_some() || done(state)).await;
-        match state.map_err(io::Error::other)?.failed.as_ref() {
+        let state = state.map_err(io::Error::other)?;
+        if done(&state) { Ok(()) } else { state.outcome() }
+    }
+}
+
+impl State {
+    fn outcome(&self) -> io::Result<()> {
+        match &self.failed {
             Some(e) => Err(io::Error::other(format!("an own write has failed: {e}"))),
             None => Ok(()),
         }
@@ -128,6 +145,8 @@ mod tests {
         assert!(poll!(&mut fifth).is_pending());
         ahead.end(first, &Err(io::Error::other("broken")));
         fifth.await.expect_err("what came before it is missing");
+        ahead.up_to(3).await.expect("written before");
+        ahead.check().expect_err("no other write shall begin");
         ahead.end(second, &Ok(()));
         ahead.all().await.expect_err("for good");
     }

@@ -334,6 +334,8 @@ impl RaftLogStorage<Types> for LogStore {
         let stored =
             StoredVote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed };
         if self.own == Some(stored.node) && !stored.committed {
+            let vote_failed = |e| storage_error(ErrorSubject::Vote, ErrorVerb::Write, &e);
+            self.ahead.check().map_err(vote_failed)?;
             self.mirror().vote = Some(*vote);
             self.write_ahead(0, Change::Vote(stored));
             return Ok(());
@@ -366,6 +368,7 @@ impl RaftLogStorage<Types> for LogStore {
         }
         // How long may be promised depends on which timings are durable, so these are waited for.
         if let Some((first, _)) = stored.first().filter(|_| own && timings.is_empty()) {
+            self.ahead.check().map_err(|e| failed(&e))?;
             self.write_ahead(first.index, Change::Append(stored));
             callback.log_io_completed(Ok(()));
             return Ok(());

@@ -117,7 +117,8 @@ async fn nothing_is_applied_before_it_is_durable_here() {
     log.blocking_append([blank(3, 1, 2)]).await.expect("begins");
     machine.apply([blank(3, 1, 2)]).await.expect_err("it never will be");
     assert_eq!(applied.borrow().index, Some(1));
-    log.save_vote(&Vote::new(4, 2)).await.expect_err("nor will anything else");
+    log.blocking_append([blank(3, 1, 3)]).await.expect_err("nor will anything else");
+    log.save_vote(&Vote::new(4, 2)).await.expect_err("nor will a vote");
 }
 
 #[tokio::test]
