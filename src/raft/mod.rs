@@ -17,7 +17,9 @@
 //! a quorum only when it is durable, as openraft's conclusions wait until then. What a crash in between takes away is
 //! a question to which no answer was used. The restarted member may vote for another in the term in which it asked: it led
 //! nobody in that term. It may lack an entry that others hold: no quorum was counted with its copy, and nobody was told that
-//! the entry is committed, so that entry stays or goes as Raft has it for any that a lost leader left behind.
+//! the entry is committed, so that entry stays or goes as Raft has it for any that a lost leader left behind. For the same
+//! reason a restarted leader does not go on in its term, as openraft would let it: a new entry of it could get the name,
+//! term and index, of another one that it has lost and others hold. It stands for election again, in a later term.
 //!
 //! # A lost store
 //!

@@ -205,6 +205,12 @@ impl LogStore {
     ) -> io::Result<LogStore> {
         let mut mirror = Mirror { purged: contents.purged.map(load_log_id), ..Mirror::default() };
         mirror.vote = contents.vote.map(load_vote);
+        // In its last life it may have sent more than its disk has, so it does not go on as the leader that it was: another
+        // entry would get the name of one that is lost here and known elsewhere.
+        if let Some(vote) = mirror.vote.as_mut().filter(|v| !owner.alone && v.leader_id.node_id == owner.node)
+        {
+            *vote = Vote::new(vote.leader_id.term, vote.leader_id.node_id);
+        }
         for (index, bytes) in &contents.entries {
             mirror.entries.insert(*index, decode(bytes)?);
         }

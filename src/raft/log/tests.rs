@@ -97,6 +97,18 @@ async fn only_own_writes_are_ahead_of_the_disk() {
     assert_eq!(found().entries.len(), 5, "and so is an own one that comes back from another");
 }
 
+/// It may have sent what its disk never got.
+#[tokio::test]
+async fn a_restarted_leader_does_not_go_on_in_its_term() {
+    for node in [1, 2] {
+        let disk = MemoryDisk::default();
+        disk.write(Change::Vote(StoredVote { term: 3, node, committed: true })).await.expect("writes");
+        let (mut log, _guard) = store(&disk);
+        let vote = log.read_vote().await.expect("reads").expect("voted");
+        assert_eq!((vote.leader_id.term, vote.committed), (3, node != 1));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_is_applied_before_it_is_durable_here() {
     let disk = MemoryDisk::default();
