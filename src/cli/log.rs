@@ -40,7 +40,7 @@ where
         .with_target("quorate", log.level)
         // What the workload prints, under a target of its own (`workload/output.rs`).
         .with_target("workload", log.level);
-    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let layer = match log.format {
         LogFormat::Text => layer.event_format(Line(clock)).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).with_timer(Wall(clock)).boxed(),

@@ -78,17 +78,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
         }
         Err(help) => return say(&help.to_string()).err().unwrap_or(DONE),
     };
-    let threads = match line.command {
-        Command::Run(_) => 2,
-        #[cfg(feature = "emulator")]
-        Command::Demo(_) | Command::Emulate(_) => 2,
-        _ => 0,
-    };
-    let runtime = match threads {
-        0 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
-        n => tokio::runtime::Builder::new_multi_thread().worker_threads(n).enable_all().build(),
-    };
-    let runtime = match runtime {
+    // One thread: a second one would only be woken by the first, twice for every message.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
             tell(&format!("quorate: cannot start: {e}\n  hint: look for limits on threads and open files"));

@@ -216,15 +216,21 @@ async fn watch_room(
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
+        // The disk may be slow, and whatever else this device does shall not wait for it.
+        let looked_at = folder.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            let free = room::free(&looked_at);
+            room::set_aside(&looked_at);
+            (free, quarantine::list(&looked_at))
+        });
+        let Ok((free, kept)) = looked.await else { continue };
         let mut raised = Vec::new();
-        if let Ok(free) = room::free(&folder)
+        if let Ok(free) = free
             && free < room::LOW
         {
             let detail = format!("{} KiB are free for {}", free >> 10, folder.display());
             raised.push(Raised::new(Condition::DiskFull, detail));
         }
-        room::set_aside(&folder);
-        let kept = quarantine::list(&folder);
         if let Some(place) = kept.last() {
             let found = amnesia.as_ref().map_or("see found.txt in it", |a| a.found.as_str());
             let detail = format!("{}: {found}", place.display());

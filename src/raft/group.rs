@@ -23,7 +23,7 @@ use tower::util::MapResponseLayer;
 use super::{
     attest::Attest,
     deference::Deference,
-    log::{Disk, DiskFailure, InOrder, LogStore, Watched, load_vote, paces},
+    log::{Disk, DiskFailure, InOrder, LogStore, Owner, Watched, load_vote, paces},
     machine::{Applied, Machine},
     members::Step,
     peer::{
@@ -191,11 +191,14 @@ impl Group {
         let disk_failed = watched.failed();
         let disk: Arc<dyn Disk> = Arc::new(InOrder::new(Arc::new(watched), &contents));
         let widest = Widest::new(paces, guard.clone());
-        let log = LogStore::new(disk.clone(), &contents, guard.clone(), widest.clone(), clock.clone())?;
-        let machine =
-            Machine::new(disk, &contents, guard.clone(), widest, (Record::new(&roster.site), configured))?;
+        let owner =
+            Owner { node: roster.node.0, alone: roster.site.members.len() == 1, tasks: tasks.clone() };
+        let log =
+            LogStore::new(disk.clone(), &contents, guard.clone(), widest.clone(), clock.clone(), owner)?;
+        let empty = (Record::new(&roster.site), configured);
+        let machine = Machine::new(disk, &contents, guard.clone(), widest, log.ahead(), empty)?;
         let attest = Attest::new(machine.watch(), guard.clone(), roster.site.digest());
-        let peers = Peers::new(&roster, &dialer, attest.clone())?;
+        let peers = Peers::new(&roster, &dialer, attest.clone(), log.ahead())?;
         let config = Arc::new(types::config(roster.site.id.as_str()));
         let raft = Raft::new(me.0, config, peers.clone(), log.clone(), machine.clone())
             .await
@@ -465,3 +468,6 @@ fn undated<B>(mut answer: http::Response<B>) -> http::Response<B> {
     answer.headers_mut().insert(http::header::DATE, http::HeaderValue::from_static(""));
     answer
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use openraft::{
 use tokio::sync::watch;
 
 use super::{
-    log::{Change, Contents, Disk, decode_snapshot, encode_snapshot, storage_error},
+    log::{Ahead, Change, Contents, Disk, decode_snapshot, encode_snapshot, storage_error},
     types::{Entry, LogId, Snapshot, SnapshotMeta, StorageError, StoredMembership, Types},
     vote_guard::VoteGuard,
     widest::Widest,
@@ -52,6 +52,7 @@ pub(crate) struct Machine {
     disk: Arc<dyn Disk>,
     guard: VoteGuard,
     widest: Widest,
+    ahead: Ahead,
     configured: Timing,
     applied: Arc<watch::Sender<Applied>>,
 }
@@ -63,6 +64,7 @@ impl Machine {
         contents: &Contents,
         guard: VoteGuard,
         widest: Widest,
+        ahead: Ahead,
         (empty, configured): (Record, Timing),
     ) -> io::Result<Machine> {
         let mut state = State {
@@ -76,7 +78,7 @@ impl Machine {
             state.restore(meta, data)?;
         }
         let applied = Arc::new(watch::Sender::new(state.applied()));
-        Ok(Machine { state: Arc::new(Mutex::new(state)), disk, guard, widest, configured, applied })
+        Ok(Machine { state: Arc::new(Mutex::new(state)), disk, guard, widest, ahead, configured, applied })
     }
 
     /// The timing in use, as far as the record is applied here.
@@ -149,6 +151,11 @@ impl RaftStateMachine<Types> for Machine {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        if let Some(last) = entries.last().map(|entry| entry.log_id) {
+            let durable = self.ahead.up_to(last.index).await;
+            durable.map_err(|e| storage_error(ErrorSubject::Apply(last), ErrorVerb::Write, &e))?;
+        }
         let outcomes = {
             let mut state = self.state();
             entries.into_iter().map(|entry| state.apply(entry)).collect()

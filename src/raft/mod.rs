@@ -9,6 +9,18 @@
 //! device is the seed. Why not openraft's `initialize()`: it campaigns at once, around the guard, also on a device that
 //! comes an hour later than the others.
 //!
+//! # Ahead of the own disk
+//!
+//! In a takeover most time that is not waiting goes into durable writes, one after the other. So a candidate asks for
+//! votes, and a leader sends its entries, while its own disk still writes (`log/ahead.rs`). Raft needs of a member's copy
+//! that whoever counts it can rely on it, not that it is there before the others': an own vote or entry counts towards
+//! a quorum only when it is durable, as openraft's conclusions wait until then. What a crash in between takes away is
+//! a question to which no answer was used. The restarted member may vote for another in the term in which it asked: it led
+//! nobody in that term. It may lack an entry that others hold: no quorum was counted with its copy, and nobody was told that
+//! the entry is committed, so that entry stays or goes as Raft has it for any that a lost leader left behind. For the same
+//! reason a restarted leader does not go on in its term, as openraft would let it: a new entry of it could get the name,
+//! term and index, of another one that it has lost and others hold. It stands for election again, in a later term.
+//!
 //! # A lost store
 //!
 //! A device whose store is lost may have voted in this term and acknowledged what it has forgotten; counting on it as if

@@ -183,10 +183,6 @@ async fn measure() -> Result<bool> {
         println!("the owner changed meanwhile");
     }
     size(&site.program);
-    if let Some(dist) = site.program.parent().and_then(Path::parent).map(|target| target.join("dist/quorate"))
-    {
-        size(&dist);
-    }
     println!("machine: load {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
 
     print!("\n{}", rivals::table(&["RSS / PSS MiB", "CPU owner / standby"]));

@@ -1,12 +1,14 @@
 //! The log and the vote: in memory to be read, on a [`Disk`] before anybody is told.
 //!
 //! The log of a site is a few hundred small entries, so all of it is mirrored in memory and the disk is only written.
-//! Whatever is answered to a member has been made durable first: votes and entries alike. A disk that reports an error
+//! Whatever is answered to a member has been made durable first: votes and entries alike; only a leader's and a candidate's
+//! own writes go on while it asks the others ([`ahead`]). A disk that reports an error
 //! once is not used again ([`Watched`]); the error ends Raft on this device until its sidecar has started afresh.
 //!
 //! [`folder`] opens the data folder, and [`quarantine`] takes what must not be used. [`sled`] is the real disk, [`memory`] one that loses what was not yet durable, for tests and the simulator. Which
 //! store lies behind is decided in this room alone.
 
+mod ahead;
 pub mod folder;
 mod in_order;
 pub mod mark;
@@ -29,6 +31,7 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use ahead::Ahead;
 use bytes::Bytes;
 pub(crate) use in_order::InOrder;
 use openraft::{
@@ -37,6 +40,7 @@ use openraft::{
 };
 use prost::Message as _;
 pub use quarantine::Amnesia;
+use tokio_util::task::TaskTracker;
 pub use watched::DiskFailure;
 pub(crate) use watched::Watched;
 
@@ -173,6 +177,20 @@ pub(crate) struct LogStore {
     widest: Widest,
     clock: Arc<dyn Clock>,
     slowest_write_ns: Arc<AtomicU64>,
+    /// Whose own writes may be ahead of the disk, and which are.
+    own: Option<u64>,
+    ahead: Ahead,
+    tasks: TaskTracker,
+}
+
+/// Whose log it is.
+pub(crate) struct Owner {
+    /// The Raft node.
+    pub(crate) node: u64,
+    /// Whether there are others to ask.
+    pub(crate) alone: bool,
+    /// Where its own writes end.
+    pub(crate) tasks: TaskTracker,
 }
 
 impl LogStore {
@@ -183,6 +201,7 @@ impl LogStore {
         guard: VoteGuard,
         widest: Widest,
         clock: Arc<dyn Clock>,
+        owner: Owner,
     ) -> io::Result<LogStore> {
         let mut mirror = Mirror { purged: contents.purged.map(load_log_id), ..Mirror::default() };
         mirror.vote = contents.vote.map(load_vote);
@@ -196,7 +215,15 @@ impl LogStore {
             widest,
             clock,
             slowest_write_ns: Arc::default(),
+            own: Some(owner.node).filter(|_| !owner.alone),
+            ahead: Ahead::default(),
+            tasks: owner.tasks,
         })
+    }
+
+    /// The own writes that are under way.
+    pub(crate) fn ahead(&self) -> Ahead {
+        self.ahead.clone()
     }
 
     fn mirror(&self) -> MutexGuard<'_, Mirror> {
@@ -204,6 +231,24 @@ impl LogStore {
     }
 
     async fn write(&self, change: Change) -> io::Result<()> {
+        self.ahead.all().await?;
+        self.write_now(change).await
+    }
+
+    /// Writes without waiting for it, after all that is under way. `first` is the first entry's index; 0 for a vote. See
+    /// [`ahead`].
+    fn write_ahead(&self, first: u64, change: Change) {
+        let (log, number) = (self.clone(), self.ahead.begin(first));
+        self.tasks.spawn(async move {
+            let written = match log.ahead.before(number).await {
+                Ok(()) => log.write_now(change).await,
+                Err(e) => Err(e),
+            };
+            log.ahead.end(number, &written);
+        });
+    }
+
+    async fn write_now(&self, change: Change) -> io::Result<()> {
         let begun = self.clock.now();
         let written = self.disk.write(change).await;
         let took = u64::try_from(self.clock.now().since(begun).as_nanos()).unwrap_or(u64::MAX);
@@ -211,6 +256,13 @@ impl LogStore {
         let old = self.slowest_write_ns.load(Ordering::Relaxed);
         self.slowest_write_ns.store(took.max(old / 2), Ordering::Relaxed);
         written
+    }
+
+    /// Whether this member writes this as a candidate or leader, and asks others meanwhile.
+    fn is_own(&self, term: u64, node: u64) -> bool {
+        let vote = self.mirror().vote;
+        self.own == Some(node)
+            && vote.is_some_and(|vote| vote.leader_id.term == term && vote.leader_id.node_id == node)
     }
 
     /// About how long the slower of the last writes took.
@@ -281,6 +333,13 @@ impl RaftLogStorage<Types> for LogStore {
         self.guard.observe(ballot(vote));
         let stored =
             StoredVote { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed };
+        if self.own == Some(stored.node) && !stored.committed {
+            let vote_failed = |e| storage_error(ErrorSubject::Vote, ErrorVerb::Write, &e);
+            self.ahead.check().map_err(vote_failed)?;
+            self.mirror().vote = Some(*vote);
+            self.write_ahead(0, Change::Vote(stored));
+            return Ok(());
+        }
         let written = self.write(Change::Vote(stored)).await;
         written.map_err(|e| storage_error(ErrorSubject::Vote, ErrorVerb::Write, &e))?;
         self.mirror().vote = Some(*vote);
@@ -298,12 +357,21 @@ impl RaftLogStorage<Types> for LogStore {
     {
         let failed = |e: &io::Error| storage_error(ErrorSubject::Logs, ErrorVerb::Write, e);
         let (mut stored, mut timings) = (Vec::new(), Vec::new());
+        let mut own = true;
         for entry in entries {
             stored.push((store_log_id(&entry.log_id), encode(&entry).map_err(|e| failed(&e))?));
             if matches!(&entry.payload, EntryPayload::Normal(command) if matters(command)) {
                 timings.push(entry.clone());
             }
+            own &= self.is_own(entry.log_id.leader_id.term, entry.log_id.leader_id.node_id);
             self.mirror().entries.insert(entry.log_id.index, entry);
+        }
+        // How long may be promised depends on which timings are durable, so these are waited for.
+        if let Some((first, _)) = stored.first().filter(|_| own && timings.is_empty()) {
+            self.ahead.check().map_err(|e| failed(&e))?;
+            self.write_ahead(first.index, Change::Append(stored));
+            callback.log_io_completed(Ok(()));
+            return Ok(());
         }
         let change = |paces: &mut Paces| timings.iter().for_each(|entry| paces.entry(entry));
         if !timings.is_empty() {

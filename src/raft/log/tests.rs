@@ -1,4 +1,7 @@
-use openraft::{CommittedLeaderId, storage::RaftLogStorageExt as _};
+use openraft::{
+    CommittedLeaderId,
+    storage::{RaftLogStorageExt as _, RaftStateMachine as _},
+};
 use proptest::prelude::*;
 
 use super::{memory::MemoryDisk, *};
@@ -10,17 +13,25 @@ use crate::{
         command::{Command, SetTiming, SettleTiming},
         record::Record,
     },
-    raft::vote_guard::{Ballot, Bar, PromiseRefusal, VoteRefusal},
+    raft::{
+        machine::Machine,
+        vote_guard::{Ballot, Bar, PromiseRefusal, VoteRefusal},
+    },
     timing::{Settings, Timing},
 };
+
+/// Node 1, which has others to ask.
+fn owner() -> Owner {
+    Owner { node: 1, alone: false, tasks: TaskTracker::new() }
+}
 
 fn store(disk: &MemoryDisk) -> (LogStore, VoteGuard) {
     let clock: Arc<dyn Clock> = Arc::new(BootClock);
     let contents = disk.contents().expect("reads");
     let guard = VoteGuard::new(clock.clone(), Duration::ZERO, Duration::ZERO, Ballot::default());
     let widest = Widest::new(paces(&contents).expect("reads"), guard.clone());
-    let log =
-        LogStore::new(Arc::new(disk.clone()), &contents, guard.clone(), widest, clock).expect("takes over");
+    let log = LogStore::new(Arc::new(disk.clone()), &contents, guard.clone(), widest, clock, owner())
+        .expect("takes over");
     (log, guard)
 }
 
@@ -51,6 +62,63 @@ async fn a_disk_that_fails_gives_no_vote() {
     disk.break_down();
     assert!(log.save_vote(&Vote::new(3, 2)).await.is_err());
     assert_eq!(log.read_vote().await.expect("reads"), None, "what is not durable is not said");
+}
+
+fn blank(term: u64, node: u64, index: u64) -> Entry {
+    Entry { log_id: LogId::new(CommittedLeaderId::new(term, node), index), payload: EntryPayload::Blank }
+}
+
+/// A candidate asks for votes, and a leader sends its entries, while the own disk writes; nobody else is ahead of it.
+#[tokio::test(start_paused = true)]
+async fn only_own_writes_are_ahead_of_the_disk() {
+    let disk = MemoryDisk::default();
+    let (mut log, _guard) = store(&disk);
+    let found = || disk.contents().expect("reads");
+    disk.delay(Duration::from_secs(1));
+    log.save_vote(&Vote::new(3, 1)).await.expect("begins");
+    assert_eq!(found().vote, None);
+    log.ahead().all().await.expect("writes");
+    assert_eq!(found().vote.map(|vote| vote.term), Some(3));
+    log.blocking_append([blank(3, 1, 1)]).await.expect("begins");
+    log.blocking_append([blank(3, 1, 2)]).await.expect("begins");
+    assert!(found().entries.is_empty());
+    log.ahead().up_to(1).await.expect("writes");
+    assert_eq!(found().entries.keys().collect::<Vec<_>>(), [&1], "in order");
+    log.ahead().up_to(2).await.expect("writes");
+    assert_eq!(found().entries.len(), 2);
+
+    // An own write that is under way does not arrive after what came later.
+    log.blocking_append([blank(3, 1, 3)]).await.expect("begins");
+    log.save_vote(&Vote::new(4, 2)).await.expect("writes");
+    assert_eq!((found().vote.map(|vote| vote.term), found().entries.len()), (Some(4), 3));
+    log.blocking_append([blank(4, 2, 4)]).await.expect("writes");
+    assert_eq!(found().entries.len(), 4, "another's entry is answered for");
+    log.blocking_append([blank(3, 1, 5)]).await.expect("writes");
+    assert_eq!(found().entries.len(), 5, "and so is an own one that comes back from another");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_applied_before_it_is_durable_here() {
+    let disk = MemoryDisk::default();
+    let (mut log, guard) = store(&disk);
+    disk.delay(Duration::from_secs(1));
+    log.save_vote(&Vote::new(3, 1)).await.expect("begins");
+    log.blocking_append([blank(3, 1, 1)]).await.expect("begins");
+    let contents = disk.contents().expect("reads");
+    let widest = Widest::new(paces(&contents).expect("reads"), guard.clone());
+    let shared = Arc::new(disk.clone());
+    let machine = Machine::new(shared, &contents, guard, widest, log.ahead(), (empty(), configured()));
+    let mut machine = machine.expect("starts");
+    let applied = machine.watch();
+    machine.apply([blank(3, 1, 1)]).await.expect("applies");
+    assert_eq!(disk.contents().expect("reads").entries.len(), 1);
+    assert_eq!(applied.borrow().index, Some(1));
+    disk.break_down();
+    log.blocking_append([blank(3, 1, 2)]).await.expect("begins");
+    machine.apply([blank(3, 1, 2)]).await.expect_err("it never will be");
+    assert_eq!(applied.borrow().index, Some(1));
+    log.blocking_append([blank(3, 1, 3)]).await.expect_err("nor will anything else");
+    log.save_vote(&Vote::new(4, 2)).await.expect_err("nor will a vote");
 }
 
 #[tokio::test]
@@ -145,7 +213,7 @@ proptest! {
                 let guard = VoteGuard::new(clock.clone(), configured().refusal(), Duration::ZERO, Ballot::default());
                 let witness = Arc::new(Witness { disk: disk.clone(), guard: guard.clone() });
                 let widest = Widest::new(paces(&contents).expect("reads"), guard.clone());
-                let log = LogStore::new(witness.clone(), &contents, guard, widest.clone(), clock.clone());
+                let log = LogStore::new(witness.clone(), &contents, guard, widest.clone(), clock.clone(), owner());
                 (log.expect("takes over"), widest, witness)
             };
             let id = |index| LogId::new(CommittedLeaderId::new(1, 1), index);

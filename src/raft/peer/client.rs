@@ -33,6 +33,7 @@ use crate::{
     id::{DeviceId, NodeId},
     raft::{
         attest::Attest,
+        log::Ahead,
         types::{Device, Snapshot, Types, Vote},
         wire::{self, proto},
     },
@@ -295,11 +296,18 @@ pub(crate) struct Peers {
     /// What this member's next election is expected to take, in microseconds.
     patience_us: Arc<AtomicU64>,
     attest: Attest,
+    /// What openraft believes to be on the own disk, and is not yet.
+    ahead: Ahead,
 }
 
 impl Peers {
     /// Prepares a connection to every other member. Nothing is dialled yet.
-    pub(crate) fn new(roster: &Arc<Roster>, dialer: &DialerHandle, attest: Attest) -> anyhow::Result<Peers> {
+    pub(crate) fn new(
+        roster: &Arc<Roster>,
+        dialer: &DialerHandle,
+        attest: Attest,
+        ahead: Ahead,
+    ) -> anyhow::Result<Peers> {
         let introduction = Introduction::new(roster)?;
         let mut ways = BTreeMap::new();
         for member in roster.site.members.iter().filter(|m| m.device != roster.me) {
@@ -320,6 +328,7 @@ impl Peers {
             rejections: Arc::default(),
             patience_us: Arc::default(),
             attest,
+            ahead,
         })
     }
 
@@ -435,6 +444,10 @@ impl RaftNetwork<Types> for Network {
             committed: request.leader_commit.as_ref().map(wire::put_log_id),
             entries: entries.map_err(|e| unreachable(&e))?,
         };
+        // The others may apply what they are told is committed.
+        if let Some(committed) = &request.leader_commit {
+            self.peers.ahead.up_to(committed.index).await.map_err(|e| unreachable(&e))?;
+        }
         let reply = self.peer()?.append(message).await.map_err(|e| unreachable(&e))?;
         Ok(match reply.outcome {
             Some(Outcome::Success(_)) => AppendEntriesResponse::Success,
@@ -465,6 +478,8 @@ impl RaftNetwork<Types> for Network {
                 return Err(unreachable(&status).into());
             }
         };
+        // Counted together with the own vote, which openraft believes to be on the disk.
+        self.peers.ahead.all().await.map_err(|e| unreachable(&e))?;
         let vote = answered(reply.ballot, term).inspect_err(|e| self.rejected(term, e.to_string()))?;
         if !reply.granted {
             self.rejected(term, format!("refused: the voter is at {vote}"));

@@ -141,6 +141,11 @@ impl Service {
     fn term(&self) -> u64 {
         self.guard.highest().term
     }
+
+    /// Nothing is answered before all that this member has written itself is durable.
+    async fn durable(&self) -> Result<(), Status> {
+        self.log.ahead().all().await.map_err(|e| Status::unavailable(e.to_string()))
+    }
 }
 
 /// Which member is calling.
@@ -305,6 +310,7 @@ impl proto::peer_server::Peer for Service {
             reply
         });
         let reply = decided.await.map_err(|e| Status::internal(e.to_string()))?.map_err(|e| failed(&e))?;
+        self.durable().await?;
         Ok(Response::new(proto::VoteReply {
             ballot: Some(wire::put_vote(&reply.vote)),
             granted: reply.vote_granted,
@@ -365,6 +371,7 @@ impl proto::peer_server::Peer for Service {
             entries,
         };
         let reply = self.raft.append_entries(request).await.map_err(|e| failed(&e))?;
+        self.durable().await?;
         let (outcome, partial_none) = match reply {
             AppendEntriesResponse::Success => (Outcome::Success(true), false),
             AppendEntriesResponse::PartialSuccess(Some(id)) => {
@@ -389,6 +396,7 @@ impl proto::peer_server::Peer for Service {
             .install_full_snapshot(vote, snapshot)
             .await
             .map_err(|e| Status::unavailable(e.to_string()))?;
+        self.durable().await?;
         Ok(Response::new(proto::SnapshotReply { ballot: Some(wire::put_vote(&reply.vote)) }))
     }
 
