@@ -301,9 +301,12 @@ impl Trial {
     /// noted which store is whose (`deploy/README.md`).
     fn empty(&mut self, n: usize) {
         let n = self.emptied.unwrap_or(n);
-        let mut others = (0..self.stage.devices.len()).filter(|other| *other != n);
+        let count = self.stage.devices.len();
+        let noted = |other: usize| self.stage.whole(other) && !self.stage.devices[other].disk.is_bad();
         let settled = self.emptied.is_some()
-            || self.stage.devices.len() > 2 && others.all(|other| self.stage.whole(other));
+            || count > 2
+                && self.stage.running().is_some()
+                && (0..count).all(|other| other == n || noted(other));
         if !settled {
             return;
         }

@@ -79,7 +79,9 @@ impl Line {
         streams.asked.retain(|_, asked| now.since(asked.sent) < timing.hold() * 4);
         streams.open.retain(|open| !open.questions.is_closed());
         // Without an answer the next question comes this long after the last, give or take the timer's grain.
-        let patience = (timing.ask_again() * 3 / 4).max(streams.round_trip * 4);
+        // A round trip across a freeze of this device says nothing about the network.
+        let usual = (streams.round_trip * 4).min(timing.hold() * 4);
+        let patience = (timing.ask_again() * 3 / 4).max(usual);
         let late = |open: &Open, patience| open.waiting.is_some_and(|since| now.since(since) >= patience);
         let open = match streams.open.as_slice() {
             [] => true,
