@@ -118,10 +118,10 @@ async fn a_fork_bomb_ends_in_time() {
     let Some(dir) = cgroup_of(&stage) else {
         return not_tested("a cgroup of the workload: this machine gives none");
     };
-    // Each of forty keeps replacing itself by a child of another session; the number stays, the process ids do not.
+    // Each of eight keeps replacing itself by a child of another session; the number stays, the process ids do not.
     let script = "trap '' TERM; f() { setsid /bin/sh -c \"$1\" x \"$1\" & exit; }; \
                   r='trap \"\" TERM; setsid /bin/sh -c \"$1\" x \"$1\" & exit'; \
-                  i=0; while [ $i -lt 40 ]; do setsid /bin/sh -c \"$r\" x \"$r\" & i=$((i+1)); done; exec $0 $TICK";
+                  i=0; while [ $i -lt 8 ]; do setsid /bin/sh -c \"$r\" x \"$r\" & i=$((i+1)); done; exec $0 $TICK";
     let workload = ProcessWorkload::new(&settings(&stage, script), stage.context());
     assert_eq!(held_by(&workload).await, HeldBy::Cgroup);
     let until = now() + SECOND * 3;
