@@ -36,6 +36,8 @@ pub(super) struct Link {
     socket: Option<UnixStream>,
     lines: Lines,
     unsent: Vec<u8>,
+    /// It reads no more.
+    deaf: bool,
     extension: Option<(Epoch, Moment)>,
     output: CancellationToken,
 }
@@ -97,6 +99,7 @@ impl Link {
             socket: Some(UnixStream::from_std(ours)?),
             lines: Lines::default(),
             unsent: Vec::new(),
+            deaf: false,
             extension: None,
             output,
         })
@@ -131,7 +134,7 @@ impl Link {
             if let Some(line) = self.lines.next_line().map_err(|e| e.to_string())? {
                 return Event::parse(&line).map_err(|e| e.to_string());
             }
-            let waiting = !self.unsent.is_empty() || self.extension.is_some();
+            let waiting = !self.deaf && (!self.unsent.is_empty() || self.extension.is_some());
             let Some(socket) = &self.socket else { return Err("it was let go".into()) };
             let interest = if waiting { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
             let ready = socket.ready(interest).await.map_err(|e| e.to_string())?;
@@ -149,8 +152,12 @@ impl Link {
         }
     }
 
-    /// A broken link shows itself when reading, so writing reports nothing.
+    /// A broken link shows itself when reading, after the last words of the fencer, so writing reports nothing. It is not
+    /// tried again: such a socket is always ready to be written, and whoever waits for that waits for nothing else.
     fn flush(&mut self) {
+        if self.deaf {
+            return;
+        }
         let Some(socket) = &self.socket else { return };
         loop {
             if self.unsent.is_empty() {
@@ -159,7 +166,10 @@ impl Link {
             }
             match socket.try_write(&self.unsent) {
                 Ok(n) => drop(self.unsent.drain(..n)),
-                Err(_) => return,
+                Err(e) => {
+                    self.deaf = !matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted);
+                    return;
+                }
             }
         }
     }
@@ -215,5 +225,45 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.output.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On one thread, as in the sidecar: whoever waits in vain here lets nothing else wait.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a fencer that has ended")]
+    fn what_a_fencer_said_last_is_read_although_it_takes_no_more_commands() {
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let heard = runtime.block_on(async {
+                let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+                ours.set_nonblocking(true).expect("is allowed");
+                let mut link = Link {
+                    child: tokio::process::Command::new("true").spawn().expect("starts"),
+                    pid: None,
+                    mark: String::new(),
+                    socket: Some(UnixStream::from_std(ours).expect("a socket")),
+                    lines: Lines::default(),
+                    unsent: Vec::new(),
+                    deaf: false,
+                    extension: None,
+                    output: CancellationToken::new(),
+                };
+                std::io::Write::write_all(&mut &theirs, format!("{}\n", Event::Alive).as_bytes())
+                    .expect("writes");
+                drop(theirs);
+                link.say(&Command::Ping);
+                (link.next().await, link.next().await)
+            });
+            let _ = done.send(heard);
+        });
+        let (last, end) = ended.recv_timeout(std::time::Duration::from_secs(20)).expect("it does not spin");
+        assert_eq!(last, Ok(Event::Alive));
+        assert!(end.is_err(), "{end:?}");
     }
 }
