@@ -254,6 +254,8 @@ mod tests {
                     extension: None,
                     output: CancellationToken::new(),
                 };
+                // It took what was said so far.
+                link.socket.as_ref().expect("a socket").writable().await.expect("is open");
                 std::io::Write::write_all(&mut &theirs, format!("{}\n", Event::Alive).as_bytes())
                     .expect("writes");
                 drop(theirs);
