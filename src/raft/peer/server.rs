@@ -44,6 +44,8 @@ use crate::{
 const NAME_MAX: usize = 129;
 const ANOTHER_STORE: &str =
     "came back with another store, so what it voted and promised is lost; see 'A damaged store'";
+const REPLACED_STORE: &str = "came back with a store that was replaced by a newer one, such as an old copy of its data folder; \
+                              empty that folder and start it again";
 /// Where a refusal says which store of the caller's device is known here.
 pub(super) const KNOWN_STORE: &str = "quorate-known-store";
 
@@ -252,7 +254,7 @@ impl Porter {
         let instead = members.voter_of(device).filter(|_| !members.nodes.contains_key(&node));
         if let Some(voter) = instead.filter(|_| node == device.first_node()) {
             let store = members.nodes.get(&voter).and_then(|n| n.store);
-            return Err((ANOTHER_STORE, Some(store.unwrap_or_default())));
+            return Err((REPLACED_STORE, Some(store.unwrap_or_default())));
         }
         let known = self.0.known_store(node, its);
         if its.is_some() && known != its {
