@@ -2,8 +2,8 @@
 //!
 //! The log of a site is a few hundred small entries, so all of it is mirrored in memory and the disk is only written.
 //! Whatever is answered to a member has been made durable first: votes and entries alike; only a leader's and a candidate's
-//! own writes go on while it asks the others ([`ahead`]). A disk that reports an error
-//! once is not used again ([`Watched`]); the error ends Raft on this device until its sidecar has started afresh.
+//! own writes go on while it asks the others (`ahead.rs`). A disk that reports an error
+//! once is not used again (`watched.rs`); the error ends Raft on this device until its sidecar has started afresh.
 //!
 //! [`folder`] opens the data folder, and [`quarantine`] takes what must not be used. [`sled`] is the real disk, [`memory`] one that loses what was not yet durable, for tests and the simulator. Which
 //! store lies behind is decided in this room alone.
