@@ -5,7 +5,7 @@
 //! encourages anybody else. This is courtesy, not safety: it is never asked whether a vote may be given.
 //!
 //! Two candidates that stand at the same moment must not refuse each other and both come to nothing: as long as neither
-//! has its majority, the one with the higher number yields. And a candidate whose pre-vote fails gives its turn back at
+//! has its majority, the one with the older log yields, and of equals the one with the higher number. And a candidate whose pre-vote fails gives its turn back at
 //! once, here and at whoever gave way to it.
 
 use std::{
@@ -97,6 +97,14 @@ impl Deference {
         }
     }
 
+    /// Ends the own candidacy if it only asks so far: somebody stands who will refuse it.
+    pub(crate) fn withdraw(&self, me: NodeId) {
+        let mut to = self.lock();
+        if to.is_some_and(|turn| turn.of == me && turn.asking) {
+            *to = None;
+        }
+    }
+
     /// It is no longer the turn of `candidate`, if it was.
     pub(crate) fn release(&self, candidate: NodeId) {
         let mut to = self.lock();
@@ -133,6 +141,22 @@ mod tests {
         deference.give_way(first, LONG).expect_err("only the holder gives it back");
         deference.release(second);
         deference.give_way(first, LONG).expect("it was given back");
+    }
+
+    #[test]
+    fn a_candidacy_that_only_asks_can_be_withdrawn() {
+        let deference = Deference::new(Arc::new(BootClock));
+        let (low, high) = (NodeId(1), NodeId(2));
+        deference.stand(low, LONG).expect("nobody was first");
+        deference.give_way(high, LONG).expect_err("the lower number goes first");
+        deference.withdraw(low);
+        deference.give_way(high, LONG).expect("it was withdrawn");
+        assert!(!deference.encouraged(low));
+        deference.release(high);
+        deference.stand(low, LONG).expect("nobody was first");
+        assert!(deference.encouraged(low));
+        deference.withdraw(low);
+        deference.give_way(high, LONG).expect_err("an election is under way");
     }
 
     #[test]

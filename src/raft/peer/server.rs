@@ -328,6 +328,10 @@ impl proto::peer_server::Peer for Service {
         self.let_go_of_the_term(&message).await;
         let patience = Duration::from_micros(message.patience_us);
         let theirs = message.last_log_id.map(wire::take_log_id);
+        if theirs > self.log.last_log_id() {
+            // Whoever has less cannot win against it, and while it asks a device that is gone it would hold this one up.
+            self.deference.withdraw(self.roster.node);
+        }
         let reply = match self.guard.may_vote() {
             Err(refusal) => proto::PreVoteReply {
                 would_grant: false,
