@@ -51,6 +51,16 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Whole microseconds, rounded down; the most that fits for what is longer.
+pub(crate) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Whole milliseconds, rounded down: what somebody is told is never longer than what is true.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Where the time comes from.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
     /// Now, on a clock that never goes back and counts through suspend.

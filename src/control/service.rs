@@ -19,10 +19,10 @@ use super::{
     watch::tell,
 };
 use crate::{
-    clock::Moment,
+    clock::{Moment, millis},
     id::DeviceId,
     status::{
-        door::{Answer, Handle, Permit, Refusal, Transfer, millis},
+        door::{Answer, Handle, Permit, Refusal, Transfer},
         report::Report,
     },
 };

@@ -10,15 +10,12 @@ use std::{
 
 use super::door::{NodeDoor, answer, own};
 use crate::{
-    clock::Moment,
+    clock::{Moment, millis},
     condition::{Condition, Raised},
     epoch::Epoch,
     ownership::{decide::Reason, record::Record, view::Standing},
     raft::peer::VERSION,
-    status::{
-        door::{Answer, millis},
-        report,
-    },
+    status::{door::Answer, report},
     workload::Observed,
 };
 

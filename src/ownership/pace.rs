@@ -10,7 +10,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::command::{Command, Refusal, SetTiming, SettleTiming};
-use crate::timing::{REFUSAL_MAX, Timing};
+use crate::{
+    clock::micros,
+    timing::{REFUSAL_MAX, Timing},
+};
 
 /// As configured, in hundredths.
 pub const CONFIGURED: u32 = 100;
@@ -103,10 +106,6 @@ impl Pace {
     fn expect(&self, base: u64) -> Result<(), Refusal> {
         if base == self.version { Ok(()) } else { Err(Refusal::OtherTiming { now: self.version, base }) }
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

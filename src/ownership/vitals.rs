@@ -8,7 +8,10 @@
 use std::{collections::VecDeque, fmt, time::Duration};
 
 use super::pace::{CONFIGURED, Pace};
-use crate::{clock::Moment, timing::Timing};
+use crate::{
+    clock::{Moment, millis},
+    timing::Timing,
+};
 
 /// A thing that happens in so many of the last seconds is no accident.
 const REPEATED: usize = 3;
@@ -187,10 +190,6 @@ fn stretch(vitals: &Vitals, s: &Situation<'_>, steady: Duration) -> Option<(u32,
     let calm = vitals.eaten.worst(s.now, CALM).max(vitals.late.worst(s.now, CALM)) < enough;
     (narrower < now && calm && steady >= Duration::from_secs(CALM))
         .then(|| (narrower, format!("renewals were quick for {CALM} s")))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

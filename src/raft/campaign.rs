@@ -15,9 +15,13 @@ use super::{
     peer::client::{Peer, VOTE_LIMIT},
     types::{self, LogId},
     vote_guard::{Ballot, VoteRefusal},
-    wire::{self, micros, proto},
+    wire::{self, proto},
 };
-use crate::{clock::Moment, id::NodeId, ownership::view::Standing};
+use crate::{
+    clock::{Moment, micros},
+    id::NodeId,
+    ownership::view::Standing,
+};
 
 /// The longest wait for an answer from memory.
 const ANSWER_MAX: Duration = Duration::from_secs(2);

@@ -38,10 +38,10 @@ use super::{
     vote_guard::{Ballot, Bar, VoteGuard},
     vouch::{Echo, Vouch, Vouched},
     widest::Widest,
-    wire::{micros, proto},
+    wire::proto,
 };
 use crate::{
-    clock::{Clock, Moment},
+    clock::{Clock, Moment, micros},
     epoch::Epoch,
     id::{DeviceId, NodeId},
     ownership::{

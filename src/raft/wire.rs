@@ -3,10 +3,7 @@
 //! openraft's own serialisation is explicitly not a stable format, so nothing of it leaves the process. Decoding is
 //! total: any bytes give a value or an [`Error`].
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::{CommittedLeaderId, EntryPayload};
 
@@ -125,11 +122,6 @@ pub(crate) fn take_snapshot_meta(meta: Option<proto::SnapshotMeta>) -> Result<Sn
         last_membership: StoredMembership::new(meta.membership_log_id.map(take_log_id), membership),
         snapshot_id: meta.id,
     })
-}
-
-/// A duration as it travels.
-pub(crate) fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -3,13 +3,13 @@
 //! `node/` implements [`Door`]; tests implement a small one. An [`Answer`] and a [`Permit`] carry the moment at which
 //! they stop being true, on the boot clock, and every face passes them through `at` before it shows them.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use tokio::sync::watch;
 
 use super::report::Report;
 use crate::{
-    clock::{Clock, Moment},
+    clock::{Clock, Moment, millis},
     epoch::Epoch,
     id::DeviceId,
 };
@@ -100,11 +100,6 @@ impl Permit {
         }
         self.clone()
     }
-}
-
-/// Whole milliseconds, rounded down: what a caller is told is never longer than what is true.
-pub fn millis(left: Duration) -> u64 {
-    u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A wish for a planned handover.

@@ -27,10 +27,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    door::{Answer, Handle, millis},
+    door::{Answer, Handle},
     metrics::Metrics,
     report::Role,
 };
+use crate::clock::millis;
 
 /// Open connections; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 64;

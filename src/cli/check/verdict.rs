@@ -28,7 +28,7 @@ pub(super) struct Spread {
 }
 
 fn micros<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+    serializer.serialize_u64(crate::clock::micros(*duration))
 }
 
 impl Spread {

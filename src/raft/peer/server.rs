@@ -21,7 +21,7 @@ use tonic::{
 
 use super::{Roster, client::MESSAGE_MAX, plausible, transport};
 use crate::{
-    clock::{Clock, Moment},
+    clock::{Clock, Moment, micros},
     epoch::Epoch,
     id::{DeviceId, NodeId},
     ownership::command::Command,
@@ -34,7 +34,7 @@ use crate::{
         types::{Raft, Snapshot, ballot},
         vote_guard::{Ballot, VoteGuard, VoteRefusal},
         vouch::Vouch,
-        wire::{self, micros, proto},
+        wire::{self, proto},
     },
     seal::{Receipt, Secret},
     timing::Timing,
