@@ -11,6 +11,10 @@
 //! One thread of its own does all writing, in order, so that a slow disk delays nothing but what must wait for it.
 //! After the first error it writes nothing more. Nothing is written while nothing changes.
 
+mod files;
+mod soundness;
+mod values;
+
 use std::{
     any::Any,
     collections::BTreeMap,
@@ -25,6 +29,12 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+pub(super) use self::files::sync_folder;
+use self::{
+    files::{copy_folder, in_use, remove_copy, remove_half_made_snapshots, settle, sync_files},
+    soundness::check,
+    values::{decode_log_id, decode_vote, encode_log_id, encode_vote, log_key, seal, unseal},
+};
 use super::{
     BoxFuture, Change, Contents, Disk, StoredLogId, StoredVote,
     mark::{Mark, MarkFile},
@@ -59,7 +69,6 @@ const READ_LIMIT: Duration = Duration::from_secs(30);
 /// removes too early; sixteen entries and the largest record stay far below.
 const SEGMENT: usize = 256 << 10;
 
-const LOG: u8 = b'l';
 const VOTE: &[u8] = b"v";
 const PURGED: &[u8] = b"p";
 const SNAPSHOT: &[u8] = b"s";
@@ -157,15 +166,6 @@ impl SledDisk {
     }
 }
 
-/// Makes the system forget what it believes to be in a file, so that the disk itself is read.
-fn settle(path: &Path) -> io::Result<()> {
-    let file = File::options().read(true).write(true).open(path)?;
-    file.sync_data()?;
-    // Only pages that are on the disk are dropped; a file system that cannot drop any has none that differ.
-    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-    Ok(())
-}
-
 impl Disk for SledDisk {
     fn write(&self, change: Change) -> BoxFuture<'_, io::Result<()>> {
         let (done, written) = oneshot::channel();
@@ -180,51 +180,6 @@ impl Disk for SledDisk {
     fn contents(&self) -> io::Result<Contents> {
         Ok(self.contents.clone())
     }
-}
-
-/// Everything the log must satisfy against itself and against what was promised.
-fn check(contents: &Contents, promised: &Mark) -> Result<(), Error> {
-    let damaged = |what: String| Err(Error::Damaged(what));
-    if contents.vote < promised.vote {
-        return damaged(format!("its vote is {:?}, but it once held {:?}", contents.vote, promised.vote));
-    }
-    let snapshot = match contents.snapshot.as_ref().map(super::decode_snapshot) {
-        None => None,
-        Some(Ok((meta, _))) => meta.last_log_id,
-        Some(Err(e)) => return damaged(format!("its snapshot cannot be read: {e}")),
-    };
-    let mut next = contents.purged.map_or(0, |p| p.index + 1);
-    for index in contents.entries.keys() {
-        if *index != next {
-            return damaged(format!("log entry {next} is missing"));
-        }
-        next += 1;
-    }
-    // An installed snapshot replaces the log before it, which is removed a moment later.
-    next = next.max(snapshot.map_or(0, |s| s.index + 1));
-    if let Some(last) = promised.last
-        && next <= last.index
-    {
-        return damaged(format!("its log ends before entry {next}, but it once held entry {}", last.index));
-    }
-    // The same place may hold an older leader's entry, if what replaced it was lost.
-    if let Some(last) = promised.last
-        && let Some(bytes) = contents.entries.get(&last.index)
-    {
-        match super::decode(bytes).map(|entry| super::store_log_id(&entry.log_id)) {
-            Ok(id) if id < last => {
-                return damaged(format!("log entry {} is older than it once was", last.index));
-            }
-            Ok(_) => {}
-            Err(e) => return damaged(format!("log entry {} cannot be read: {e}", last.index)),
-        }
-    }
-    if let Some(purged) = contents.purged
-        && snapshot.is_none_or(|s| s.index < purged.index)
-    {
-        return damaged(format!("its snapshot does not reach purged entry {}", purged.index));
-    }
-    Ok(())
 }
 
 /// sled mends what it finds broken by throwing it away, while it opens a store. So that a damaged store stays as it was
@@ -280,39 +235,6 @@ fn open_within(store: &Path, limit: Duration) -> Result<(sled::Db, Contents), Er
     opened.recv_timeout(limit).unwrap_or_else(|_| {
         Err(Error::Damaged(format!("sled did not come to an end with it within {} s", limit.as_secs())))
     })
-}
-
-fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
-}
-
-fn remove_copy(copy: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(copy) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
-/// Whether somebody holds sled's lock on its file.
-fn in_use(db: &Path) -> io::Result<bool> {
-    let file = match File::open(db) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-        other => other?,
-    };
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
-        Ok(()) | Err(_) => Ok(false),
-    }
 }
 
 fn open_store(store: &Path) -> Result<(sled::Db, Contents), Error> {
@@ -508,7 +430,7 @@ fn read(db: &sled::Db) -> Result<Contents, Error> {
             VOTE => contents.vote = Some(decode_vote(content).ok_or_else(short)?),
             PURGED => contents.purged = Some(decode_log_id(content).ok_or_else(short)?),
             SNAPSHOT => contents.snapshot = Some(Bytes::copy_from_slice(content)),
-            [LOG, index @ ..] => {
+            [values::LOG, index @ ..] => {
                 let index = u64::from_be_bytes(index.try_into().map_err(|_| short())?);
                 entries.insert(index, Bytes::copy_from_slice(content));
             }
@@ -520,93 +442,11 @@ fn read(db: &sled::Db) -> Result<Contents, Error> {
     Ok(contents)
 }
 
-fn log_key(index: u64) -> [u8; 9] {
-    let mut key = [LOG; 9];
-    key[1..].copy_from_slice(&index.to_be_bytes());
-    key
-}
-
-/// A value with the CRC of its key and content in front.
-fn seal(key: &[u8], content: &[u8]) -> Vec<u8> {
-    let mut value = checksum(key, content).to_le_bytes().to_vec();
-    value.extend_from_slice(content);
-    value
-}
-
-fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Option<&'a [u8]> {
-    let (crc, content) = value.split_at_checked(4)?;
-    (checksum(key, content).to_le_bytes() == crc).then_some(content)
-}
-
-fn checksum(key: &[u8], content: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(key);
-    hasher.update(content);
-    hasher.finalize()
-}
-
-fn encode_vote(vote: StoredVote) -> [u8; 17] {
-    let mut out = [0; 17];
-    out[..8].copy_from_slice(&vote.term.to_le_bytes());
-    out[8..16].copy_from_slice(&vote.node.to_le_bytes());
-    out[16] = u8::from(vote.committed);
-    out
-}
-
-fn decode_vote(bytes: &[u8]) -> Option<StoredVote> {
-    Some(StoredVote { term: number(bytes, 0)?, node: number(bytes, 8)?, committed: *bytes.get(16)? != 0 })
-}
-
-fn encode_log_id(id: StoredLogId) -> [u8; 24] {
-    let mut out = [0; 24];
-    for (place, number) in out.chunks_exact_mut(8).zip([id.term, id.node, id.index]) {
-        place.copy_from_slice(&number.to_le_bytes());
-    }
-    out
-}
-
-fn decode_log_id(bytes: &[u8]) -> Option<StoredLogId> {
-    Some(StoredLogId { term: number(bytes, 0)?, node: number(bytes, 8)?, index: number(bytes, 16)? })
-}
-
-fn number(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes)
-}
-
 fn into_io(error: sled::Error) -> io::Error {
     match error {
         sled::Error::Io(e) => e,
         other => io::Error::other(other),
     }
-}
-
-/// sled writes `snap.N.generating`, renames it, and is confused by one that was left behind (spacejam/sled#1527). It is
-/// only a cache; without it sled reads its log.
-fn remove_half_made_snapshots(store: &Path) -> io::Result<()> {
-    let Ok(files) = fs::read_dir(store) else { return Ok(()) };
-    for file in files {
-        let path = file?.path();
-        if path.extension().is_some_and(|e| e == "generating") {
-            fs::remove_file(path)?;
-        }
-    }
-    Ok(())
-}
-
-/// While it opens a store, sled writes files beside its log and relies on them from then on, but syncs neither all of
-/// them nor their names.
-fn sync_files(store: &Path) -> io::Result<()> {
-    for file in fs::read_dir(store)? {
-        let path = file?.path();
-        if path.is_file() {
-            File::open(path)?.sync_all()?;
-        }
-    }
-    sync_folder(store)
-}
-
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {
