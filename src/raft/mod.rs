@@ -28,7 +28,7 @@
 //! speaks again, which Raft allows any node, and the new one joins by a change of the membership. What remains to be
 //! argued is the lease, whose promises Raft knows nothing of:
 //!
-//! - A node whose store is known otherwise is refused everything (`peer/server.rs`, `Porter`). Its number is pinned in memory
+//! - A node whose store is known otherwise is refused everything (`peer/porter.rs`). Its number is pinned in memory
 //!   when it is first shown, and noted in the membership by the leader soon after, so that a restart of whoever knew it
 //!   does not make the forgetful one welcome.
 //! - A device that a member tells of another store, and that has never used its own, *doubts*: it gives no votes and

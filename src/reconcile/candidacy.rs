@@ -22,9 +22,6 @@ use crate::{
     raft::{Applied, Campaign, Courtesy, Group, Role, vote_guard::VoteRefusal},
 };
 
-/// openraft refuses votes for a millisecond after an append, so the append that brought the news must be past.
-const AFTER_APPEND: Duration = Duration::from_millis(2);
-
 /// How often in a row a device stands back for an owner that answers. Each time the owner has three heartbeats to be promised
 /// something again, which takes one if it can be done at all.
 const STAND_BACK_MAX: u32 = 2;
@@ -141,7 +138,7 @@ impl CandidacyLoop {
                 _ => {
                     let until = match &released.successor {
                         Some(to) if *to != roster.me => now + timing.handover_window(),
-                        _ => now + AFTER_APPEND,
+                        _ => now,
                     };
                     turns.release = Some((released.epoch, until));
                     until

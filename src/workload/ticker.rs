@@ -16,7 +16,7 @@ use std::{
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    time::MissedTickBehavior,
+    time::{Instant, MissedTickBehavior},
 };
 
 use super::{fencer::SELF, ticks::Tick};
@@ -97,10 +97,9 @@ async fn tick(flags: &Flags) -> std::io::Result<()> {
     let device = text("QUORATE_DEVICE");
     let pid = std::process::id();
     let begin = BootClock.now();
-    let mut every = tokio::time::interval(EVERY);
+    let mut every = tokio::time::interval_at(Instant::now() + EVERY, EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        every.tick().await;
         let at = BootClock.now();
         if flags.exit_after.is_some_and(|after| at.since(begin) >= after) {
             return Ok(());
@@ -108,6 +107,7 @@ async fn tick(flags: &Flags) -> std::io::Result<()> {
         let mut record = Tick { at, pid, epoch, device: device.clone() }.to_string();
         record.push('\n');
         file.write_all(record.as_bytes())?;
+        every.tick().await;
     }
 }
 

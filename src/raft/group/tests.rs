@@ -7,8 +7,9 @@ use std::{
 
 use super::*;
 use crate::{
+    epoch::Epoch,
     id::{Incarnation, SiteId, StoreId},
-    ownership::view::Standing,
+    ownership::{command::Transfer, view::Standing},
     raft::{
         Campaign, Courtesy,
         log::{Contents, first_entry, memory::MemoryDisk},
@@ -130,4 +131,30 @@ async fn a_candidates_slow_disk_is_waited_for_side_by_side() {
     }
     assert_eq!(campaign.await.expect("ends"), Campaign::Won);
     assert!(votes_ahead && entry_ahead, "the disks did not work side by side");
+}
+
+/// A receipt comes as an append, and whom it names campaigns in the same moment: openraft, which refuses votes for a
+/// millisecond after each append, must not cost it an election.
+#[tokio::test(start_paused = true)]
+async fn a_vote_directly_after_an_append_is_given() {
+    let members = members().await;
+    let [(old, _), (new, _), (other, _)] = members.as_slice() else { panic!("three") };
+    assert_eq!(old.campaign(0, Courtesy::default()).await, Campaign::Won);
+    let (mut first, mut second) = (new.record(), other.record());
+    for record in [&mut first, &mut second] {
+        record.wait_for(|applied| applied.index == Some(1)).await.expect("it goes on");
+    }
+    let transfer = Transfer {
+        id: 1,
+        to: new.roster().me.clone(),
+        base: Epoch::ZERO,
+        reason: String::new(),
+        actor: String::new(),
+        at_unix_ms: 0,
+    };
+    old.propose(Command::Transfer(transfer), Duration::from_secs(1)).await.expect("commits");
+    for record in [&mut first, &mut second] {
+        record.wait_for(|applied| applied.index == Some(2)).await.expect("it goes on");
+    }
+    assert_eq!(new.campaign(0, Courtesy::default()).await, Campaign::Won);
 }

@@ -28,7 +28,7 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::{Roster, line::Line, plausible, server::KNOWN_STORE, transport::DialerHandle};
+use super::{Roster, line::Line, plausible, porter::KNOWN_STORE, transport::DialerHandle};
 use crate::{
     id::{DeviceId, NodeId},
     raft::{

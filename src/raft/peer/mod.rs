@@ -9,6 +9,7 @@
 pub mod client;
 pub(crate) mod line;
 mod plausible;
+mod porter;
 pub mod probation;
 pub mod server;
 pub mod transport;
