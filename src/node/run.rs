@@ -331,6 +331,7 @@ async fn open_workload(
         members: others.map(|m| m.address.clone()).collect(),
         control_socket: config.control.socket.clone(),
         cgroup: true,
+        adopts: workload::adopt(),
         timing: config.site.timing,
         clock: clock.clone(),
         tracker: tasks.clone(),

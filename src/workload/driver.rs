@@ -487,7 +487,7 @@ impl Driver {
             self.fail_start(|| Error::Fencer(format!("was lost: {why}")));
             // The first try comes at once: the remains must be ended.
             self.spawn_at = Moment::default();
-            self.burial = Some(link.bury(&self.context.tracker));
+            self.burial = Some(link.bury(&self.context));
         } else {
             let trouble = self.trouble.take().unwrap_or_else(|| format!("did not get ready: {why}"));
             tracing::error!("the fencer {trouble}");

@@ -185,16 +185,21 @@ impl Link {
     }
 
     /// Ends by force what is left of a fencer that is lost, and of its workload. The answer ends when that has been
-    /// done once; the next fencer makes sure of it.
-    pub(super) fn bury(mut self, tracker: &TaskTracker) -> oneshot::Receiver<()> {
+    /// done once, and nothing is left of what the fencer had adopted; the next fencer makes sure of the rest.
+    pub(super) fn bury(mut self, context: &Context) -> oneshot::Receiver<()> {
         // The workload's main process is tied to it. A stopped process is killed as well.
         let _ = self.child.start_kill();
         self.socket = None;
         let (done, buried) = oneshot::channel();
         let (mark, session) = (self.mark.clone(), self.pid);
+        let (adopts, leave) = (context.adopts, context.leave.clone());
         // `/proc` may make a reader wait.
-        let sweep = tracker.spawn_blocking(move || orphans::kill(&mark, session));
-        tracker.spawn(async move {
+        let sweep = context.tracker.spawn_blocking(move || {
+            let marked = orphans::kill(&mark, session);
+            let wanted = || adopts && !leave.is_cancelled();
+            marked + orphans::kill_adopted(session, wanted)
+        });
+        context.tracker.spawn(async move {
             let ended = sweep.await.unwrap_or_default();
             tracing::info!(ended, "what a lost fencer left running was killed");
             drop(done);

@@ -39,6 +39,7 @@ pub use self::{
     internal::internal_command,
     none::OwnershipOnly,
     open::{Opened, open},
+    orphans::adopt,
     process::{Context, ProcessWorkload},
     settings::{Kind, STOP_TIMEOUT, Settings},
     ticker::EVERY as TICK_EVERY,

@@ -6,13 +6,24 @@
 //! process had forked is found here, by its cgroup, by a mark in its environment or by the dead fencer's session, and killed: by its
 //! sidecar at once, and again by the next fencer before it is ready.
 //!
+//! What a lost fencer had adopted comes to its sidecar, which adopts orphans as well, and is found by that, whatever it has done
+//! to hide.
+//!
 //! A process is held by a pidfd *before* it is examined, so a reused process id is never signalled. Not found where there was no cgroup: a
-//! forked process that left the session *and* wiped its environment *and* whose fencer was killed at the same time;
-//! and processes of another user, whose environment we may not read. All this needs `/proc`.
+//! forked process that left the session *and* wiped its environment *and* whose fencer and sidecar were killed at the same
+//! time; and processes of another user, whose environment we may not read. All this needs `/proc`.
 
-use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal};
+use std::{thread, time::Duration};
+
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, pidfd_send_signal,
+    set_child_subreaper, waitpid,
+};
 
 use super::{cgroup, fencer::MARK};
+
+/// How often is looked again while what was killed is on its way out.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Kills what is in the cgroup of `mark` or carries it in its environment, or belongs to `session`. Returns how many were found alive.
 pub(super) fn kill(mark: &str, session: Option<i32>) -> usize {
@@ -43,6 +54,48 @@ pub(super) fn kill(mark: &str, session: Option<i32>) -> usize {
         }
     }
     found
+}
+
+/// Makes this process the one that the orphans of its fencers come to. Whether it is that now. All children that it starts
+/// itself must stay in its session, or be fencers: what is neither counts as an orphan.
+pub fn adopt() -> bool {
+    set_child_subreaper(Some(getpid())).is_ok()
+}
+
+/// Kills what has come to this process as an orphan ([`adopt`]), round after round, because with each its own children come.
+/// Blocks until nothing is left, or `wanted` says no more. Returns how many were found alive.
+pub(super) fn kill_adopted(fencer: Option<i32>, wanted: impl Fn() -> bool) -> usize {
+    let mut killed = Vec::<Pid>::new();
+    let own = stat(getpid()).map(|stat| stat.session);
+    let is_adopted = |pid: &Pid| {
+        Some(raw(*pid)) != fencer
+            && stat(*pid).map(|stat| stat.session) != own
+            && words(*pid).nth(1).as_deref() != Some(b"fencer")
+    };
+    while wanted() {
+        // Own children that were not waited for keep their process ids.
+        let found: Vec<Pid> = children_of(getpid()).into_iter().filter(is_adopted).collect();
+        for pid in &found {
+            let _ = kill_process(*pid, Signal::KILL);
+            if !killed.contains(pid) {
+                killed.push(*pid);
+            }
+        }
+        if found.is_empty() {
+            break;
+        }
+        thread::park_timeout(LOOK);
+    }
+    for pid in &killed {
+        let _ = waitpid(Some(*pid), WaitOptions::NOHANG);
+    }
+    killed.len()
+}
+
+/// The words that a process was started with.
+fn words(pid: Pid) -> impl Iterator<Item = Vec<u8>> {
+    let line = std::fs::read(format!("/proc/{}/cmdline", raw(pid))).unwrap_or_default();
+    line.split(|b| *b == 0).map(<[u8]>::to_vec).collect::<Vec<_>>().into_iter()
 }
 
 /// The direct children of `parent` that have not ended.

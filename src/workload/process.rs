@@ -60,6 +60,8 @@ pub struct Context {
     pub control_socket: Option<PathBuf>,
     /// Whether the workload gets a cgroup of its own, where that is possible.
     pub cgroup: bool,
+    /// Whether the orphans of lost fencers come to this process ([`super::adopt`]).
+    pub adopts: bool,
     /// Where the grace comes from.
     pub timing: Timing,
     /// The boot clock. The fencer reads the real one, so only that one makes sense outside of tests.

@@ -96,6 +96,19 @@ async fn what_a_killed_fencer_and_sidecar_leave_is_found_by_its_cgroup() {
     eventually("the cgroup is taken away", || !dir.exists()).await;
 }
 
+/// Nothing tells whose it is any more but that it comes to the sidecar when the fencer is gone.
+#[tokio::test]
+async fn what_has_gone_astray_of_a_lost_fencer_is_ended_without_a_cgroup() {
+    let mut stage = Stage::new(&["--ignore-term"]);
+    stage.cgroup = false;
+    let _sidecar = stage.sidecar_with(LONG, GONE_ASTRAY);
+    stage.ticking(2).await;
+    let lost = stage.fencers();
+    lost.iter().for_each(|pid| send(*pid, Signal::KILL));
+    eventually("another fencer serves", || stage.fencers().iter().any(|pid| !lost.contains(pid))).await;
+    assert_eq!(stage.survivors(), [0; 0]);
+}
+
 #[tokio::test]
 async fn a_lost_fencers_remains_are_killed_by_the_sidecar_at_once() {
     let stage = Stage::new(&["--ignore-term"]);

@@ -146,6 +146,8 @@ impl Stage {
             members: self.members.clone(),
             control_socket: Some("/run/quorate/control.sock".into()),
             cgroup: self.cgroup,
+            // The test itself has many children. The stand-in has none but fencers.
+            adopts: false,
             timing: Timing::new(&timing).expect("consistent"),
             clock: Arc::new(BootClock),
             tracker: self.tracker.clone(),
@@ -245,6 +247,7 @@ impl Stage {
             .env("STAGE_MEMBERS", self.members.join(" "))
             .env("STAGE_SCRIPT", script)
             .env("STAGE_HOLD_MS", hold.as_millis().to_string())
+            .envs(self.cgroup.then_some(("STAGE_CGROUP", "1")))
             .env("QUORATE_HUB__CONNECTION_STRING", "a secret of the sidecar")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -362,7 +365,9 @@ async fn stand_in_sidecar() {
     if let Some(script) = text("STAGE_SCRIPT").filter(|script| !script.is_empty()) {
         settings.command = stage.shell(&script);
     }
-    let workload = ProcessWorkload::new(&settings, stage.context());
+    stage.cgroup = text("STAGE_CGROUP").is_some();
+    let context = Context { adopts: quorate::workload::adopt(), ..stage.context() };
+    let workload = ProcessWorkload::new(&settings, context);
     workload.ensure_none_running(now() + PATIENCE).await.expect("a fencer");
     std::fs::write(stage.sealed(), workload.seal().expect("random").to_hex()).expect("writes");
     workload.start(grant(7, promise())).await.expect("starts");
