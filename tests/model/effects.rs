@@ -225,7 +225,10 @@ impl State {
                 && asker.ballot == m.ballot
                 && self.owns(usize::from(m.from)) == m.epoch;
             let worthless = m.answer && (!current || scope.holds(Rule::FromBeforeAsking) && m.age >= *STALE);
-            let refused = !m.answer && m.ballot < member.highest && scope.holds(Rule::HigherVote);
+            let refused = !m.answer
+                && m.ballot < member.highest
+                && scope.holds(Rule::HigherVote)
+                && member.guard.promise(To::Lower, m.epoch, scope.refusal()).is_none();
             if worthless || refused {
                 self.messages[slot] = Message::default();
             }
