@@ -94,10 +94,12 @@ impl Fencer {
         }
     }
 
+    /// Told to stop because its deadline is over, it ignores that until KILL.
     fn end_within(&self, grace: Duration) {
         let mut state = self.state();
-        let end = self.clock.now() + grace;
+        let now = self.clock.now();
         let Some(running) = &mut state.running else { return };
+        let end = if now >= running.until { running.until + self.kill_after } else { now + grace };
         running.end = Some(running.end.map_or(end, |already| already.min(end)));
         let epoch = running.epoch;
         state.observed.send_replace(Observed::Stopping { epoch });
