@@ -71,6 +71,21 @@ fn the_owners_sidecar_restarts_at_once() {
     assert!(stage.epochs()[1] > 1, "a restarted sidecar never resumes its epoch");
 }
 
+/// Nobody has taken over meanwhile, so the record still names the owner of before the power cut.
+#[test]
+fn an_owner_that_was_switched_off_never_resumes_its_epoch() {
+    for seed in 1..=4 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        stage.pass(3 * S);
+        (0..3).for_each(|n| stage.crash(n));
+        stage.pass(S);
+        stage.start(owner);
+        stage.start((owner + 1) % 3);
+        stage.someone_runs(bound() + S);
+        assert_eq!(stage.epoch(), 2, "an epoch has one life");
+    }
+}
+
 /// In the term in which it led it may have sent an entry that it has lost itself.
 #[test]
 fn a_leader_that_restarts_leads_no_more() {
