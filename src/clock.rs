@@ -1,10 +1,19 @@
 //! The one clock that decisions read: time since boot, counted through suspend.
 //!
-//! Wall time never decides anything; [`Clock::wall_ms`] exists to be shown. `CLOCK_BOOTTIME` is used because the
-//! monotonic clock stands still while the machine sleeps, and a lease must not. Tests hand in clocks with an offset
-//! and a rate of their own.
+//! Wall time never decides anything; [`Clock::wall_ms`] exists to be shown. Nor does anything that follows it: to set a wrong
+//! wall clock right, time services let the kernel's clocks run up to a tenth too fast or too slow for as long as it takes
+//! (adjtimex(2); chrony does so by a twelfth unless `maxslewrate` says otherwise), `CLOCK_BOOTTIME` included. So
+//! this clock goes at the raw rate of the hardware, and adds the time that the machine has slept, for a lease must not stand
+//! still in suspend. Tests hand in clocks with an offset and a rate of their own.
 
-use std::{fmt, ops::Add, time::Duration};
+use std::{
+    fmt,
+    ops::Add,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use rustix::time::{ClockId, clock_gettime};
 
 use serde::{Deserialize, Serialize};
 
@@ -70,23 +79,47 @@ pub trait Clock: Send + Sync + fmt::Debug + 'static {
     fn wall_ms(&self) -> u64;
 }
 
-/// The real clock: `CLOCK_BOOTTIME` of the kernel (clock_gettime(2)).
+/// The real clock: `CLOCK_MONOTONIC_RAW` of the kernel (clock_gettime(2)), and the time in suspend.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct BootClock;
 
+/// What all readings of this process have shown of the time in suspend.
+static SLEPT: Slept = Slept(AtomicU64::new(0));
+
 impl Clock for BootClock {
     fn now(&self) -> Moment {
-        let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        let seconds = u64::try_from(t.tv_sec).unwrap_or(0);
-        let nanos = u64::try_from(t.tv_nsec).unwrap_or(0);
-        Moment(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
+        let boot = read(ClockId::Boottime);
+        let monotonic = read(ClockId::Monotonic);
+        // Last, so that a pause since the first reading counts.
+        let slept = SLEPT.at_least(boot, monotonic);
+        Moment(read(ClockId::MonotonicRaw).saturating_add(slept))
     }
 
     fn wall_ms(&self) -> u64 {
-        let t = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        let seconds = u64::try_from(t.tv_sec).unwrap_or(0);
-        let millis = u64::try_from(t.tv_nsec).unwrap_or(0) / 1_000_000;
-        seconds.saturating_mul(1000).saturating_add(millis)
+        read(ClockId::Realtime) / 1_000_000
+    }
+}
+
+/// Now as the kernel's timers on `CLOCK_BOOTTIME` see it: for them alone, because it may be slewed.
+pub(crate) fn boottime() -> Moment {
+    Moment(read(ClockId::Boottime))
+}
+
+fn read(clock: ClockId) -> u64 {
+    let t = clock_gettime(clock);
+    let seconds = u64::try_from(t.tv_sec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(t.tv_nsec).unwrap_or(0))
+}
+
+/// For how many nanoseconds the machine has slept since boot. It only grows.
+struct Slept(AtomicU64);
+
+impl Slept {
+    /// Boot time and monotonic time go at one rate, whatever that is, and are apart by the time in suspend. Read in this order
+    /// they never seem further apart than they are, only less by what passed between: so the most that was ever seen is true.
+    fn at_least(&self, boot: u64, monotonic: u64) -> u64 {
+        let seen = boot.saturating_sub(monotonic);
+        self.0.fetch_max(seen, Ordering::Relaxed).max(seen)
     }
 }
 
@@ -113,6 +146,24 @@ mod tests {
         let first = BootClock.now();
         assert!(BootClock.now() >= first);
         assert!(first > Moment::default());
+    }
+
+    #[test]
+    fn boot_clock_goes_on_in_suspend() {
+        let slept = Slept(AtomicU64::new(0));
+        // The second reading came 40 ns late.
+        assert_eq!(slept.at_least(1_000, 1_040), 0);
+        // An hour of sleep, first seen by a reading with a pause in it.
+        assert_eq!(slept.at_least(5_000_000, 2_300_000), 2_700_000);
+        assert_eq!(slept.at_least(5_500_000, 2_500_040), 2_999_960);
+        assert_eq!(slept.at_least(7_000_000, 5_000_000), 2_999_960, "it never goes back");
+    }
+
+    #[test]
+    fn boot_clock_is_the_kernels_where_nobody_slews() {
+        // Since the start of this machine a time service may have slewed it, but never by more than a tenth.
+        let (boot, ours) = (read(ClockId::Boottime), BootClock.now().as_nanos());
+        assert!(boot.abs_diff(ours) <= boot / 10 + 1_000_000_000, "{boot} and {ours}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{DeviceId, SiteId, fnv1a},
-    timing::{STRETCH_MAX, Timing},
+    timing::{STRETCH_MAX, Settings, Timing},
 };
 
 /// What a member does in the group.
@@ -86,14 +86,16 @@ impl Site {
             self.members.iter().map(|m| format!("{} {}\n", m.device, m.role)).collect();
         members.sort_unstable();
         let t = &self.timing;
-        // Left out where nobody has changed it, as the number was before there was such a setting.
-        let stretch = if t.stretch_max() == STRETCH_MAX {
-            String::new()
-        } else {
-            format!("stretch_max {}\n", t.stretch_max())
-        };
+        // Left out where nobody has changed them, as the number was before these two belonged to it.
+        let mut rest = String::new();
+        if t.stretch_max() != STRETCH_MAX {
+            rest += &format!("stretch_max {}\n", t.stretch_max());
+        }
+        if t.drift_ppm() != Settings::default().drift_ppm {
+            rest += &format!("drift_ppm {}\n", t.drift_ppm());
+        }
         let text = format!(
-            "site {}\n{}heartbeat {}\nhold {}\nstop_grace {}\nrefusal {}\n{stretch}",
+            "site {}\n{}heartbeat {}\nhold {}\nstop_grace {}\nrefusal {}\n{rest}",
             self.id,
             members.concat(),
             t.heartbeat().as_micros(),
@@ -110,7 +112,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::timing::Settings;
 
     fn member(device: &str, address: &str, role: Role) -> Member {
         Member { device: DeviceId::new(device).expect("name"), address: address.into(), role }
@@ -144,6 +145,8 @@ mod tests {
         role[2].role = Role::Voter;
         let slower = Settings { heartbeat: Duration::from_millis(70), ..Settings::default() };
         let wider = Settings { stretch_max: 2, ..Settings::default() };
+        let steadier =
+            Settings { drift_ppm: 2000, refusal: Some(base.timing.refusal()), ..Settings::default() };
         let mut renamed = base.clone();
         renamed.id = SiteId::new("plant-8").expect("name");
         for other in [
@@ -151,6 +154,7 @@ mod tests {
             site(role, &Settings::default()),
             site(three(), &slower),
             site(three(), &wider),
+            site(three(), &steadier),
             renamed,
         ] {
             assert_ne!(base.digest(), other.digest(), "{other:?}");

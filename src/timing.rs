@@ -197,7 +197,7 @@ impl Timing {
             fault(
                 "drift_ppm",
                 format!("{drift_ppm} is outside 500 to 100000"),
-                "use 10000 (1 %); crystals stay under 100, clock discipline under 500".into(),
+                "use 10000 (1 %); crystals stay under 100, what a virtual machine takes for their rate under 1000".into(),
             );
         }
         if !STRETCHES.contains(&stretch_max) {
@@ -266,7 +266,16 @@ impl Timing {
         let differ = pairs.into_iter().filter(|(_, here, there)| here != there);
         differ
             .map(|(name, here, there)| format!("{name} is {} there and {} here", show(there), show(here)))
+            .chain(
+                (self.drift_ppm != other.drift_ppm)
+                    .then(|| format!("drift_ppm is {} there and {} here", other.drift_ppm, self.drift_ppm)),
+            )
             .collect()
+    }
+
+    /// By how much the rates of two devices' clocks may differ, in millionths.
+    pub fn drift_ppm(&self) -> u32 {
+        self.drift_ppm
     }
 
     /// What the pace of the owner's questions is counted in; see [`Settings::heartbeat`].

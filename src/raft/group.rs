@@ -445,7 +445,13 @@ impl Group {
             // Nobody is added to the newer set of voters, which leaves that set alone in force.
             Step::Finish => ChangeMembers::AddVoterIds(BTreeSet::new()),
         };
-        match tokio::time::timeout(limit, self.raft.change_membership(change, false)).await {
+        let work = async {
+            let changed = self.raft.change_membership(change, false).await;
+            // Raft takes a change into account before the own copy of it is durable.
+            let _ = self.log.ahead().all().await;
+            changed
+        };
+        match tokio::time::timeout(limit, work).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(ProposeError::NoLeader),
             Ok(Err(RaftError::APIError(e))) => Err(ProposeError::Refused(e.to_string())),

@@ -34,6 +34,8 @@ use crate::{
 /// How long a leader under which nothing runs may keep the others from electing another, unless its disk is known to be
 /// slow. What it has to commit until it owns takes twice as long as an append may.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// And however slow its disk is. A disk that hangs was slow before, and a write across a suspend took hours.
+const IDLE_LIMIT_MAX: Duration = Duration::from_secs(60);
 
 /// A lease that is or was held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,7 +200,7 @@ impl LeaseLoop {
         }
         let since = idle.filter(|(of, _)| *of == target).map_or(now, |(_, since)| since);
         *idle = Some((target, since));
-        now.since(since) < IDLE_LIMIT.max(self.group.slowest_write() * 8)
+        now.since(since) < (self.group.slowest_write() * 8).clamp(IDLE_LIMIT, IDLE_LIMIT_MAX)
     }
 
     fn is_void(&self, epoch: Epoch) -> bool {

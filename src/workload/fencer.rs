@@ -3,8 +3,8 @@
 //!
 //! It is this same binary, run again as `quorate fencer`: one thread, one loop, no call that can block. Each turn of
 //! the loop reads the boot clock, lets the pure rules of `fence.rs` decide, does what they say, and then waits in poll
-//! for the sidecar, for the workload's end, and for a timer on the boot clock. That timer goes off at once after a
-//! suspend, which poll's own time-out would not; the time-out is the second line.
+//! for the sidecar, for the workload's end, and for a timer that counts suspend. That timer goes off at once after one,
+//! which poll's own time-out would not; the time-out is the second line.
 //!
 //! What it stands on:
 //! - Standard input is a socket to the sidecar. It never blocks; a sidecar that does not read loses only its events.
@@ -59,7 +59,7 @@ use super::{
     wire::{Event, Text},
 };
 use crate::{
-    clock::{BootClock, Clock, Moment},
+    clock::{BootClock, Clock, Moment, boottime},
     epoch::Epoch,
     seal::Receipt,
 };
@@ -71,6 +71,8 @@ pub(super) const SELF: &str = "/proc/self/exe";
 
 /// The longest wait: only a safety net, every real reason to wake has its own file descriptor or timer.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// What is left of a wait is waited for at once if it is no longer than this: a tenth of it makes no difference.
+const ARMED_EXACTLY: Duration = Duration::from_millis(2);
 /// How often is looked again while the rest of a workload is on its way out.
 const EMPTYING_WAIT: Duration = Duration::from_millis(2);
 /// The same after a second, for a process that the kernel does not let go.
@@ -359,6 +361,8 @@ impl Fencer {
 
     /// Waits until something happens or the fence wants to be asked again.
     fn wait(&mut self) {
+        // Read first, so that the timer goes off at once if the machine sleeps from here on.
+        let timers = boottime();
         let now = BootClock.now();
         self.emptying_since = self.fence.emptying().then(|| self.emptying_since.unwrap_or(now));
         let mut longest = LONGEST_WAIT;
@@ -367,12 +371,9 @@ impl Fencer {
         } else if self.main.as_ref().is_some_and(|main| main.pidfd.is_none()) {
             longest = NO_PIDFD_WAIT;
         }
-        if let Some(wake) = self.fence.wake_at() {
-            longest = longest.min(wake.since(now));
-            arm(&self.timer, wake);
-        } else {
-            arm(&self.timer, Moment::default());
-        }
+        let wake = self.fence.wake_at().map(|wake| wake.since(now));
+        arm(&self.timer, wake.map(|left| timers + early(left)));
+        longest = longest.min(wake.unwrap_or(longest));
         let mut sidecar = PollFlags::IN;
         sidecar.set(PollFlags::OUT, self.sidecar.unsent());
         let mut fds = vec![PollFd::new(&self.timer, PollFlags::IN)];
@@ -414,9 +415,15 @@ fn signal_children(signal: Signal) {
     }
 }
 
-/// Arms the timer for a moment of the boot clock; boot itself disarms it.
-fn arm(timer: &OwnedFd, at: Moment) {
-    let it_value = timespec(Duration::from_nanos(at.as_nanos()));
+/// The kernel's timers count suspend, as our clock does, but may be slewed by a tenth, as our clock is not: so they go off
+/// early, and are armed again for the rest.
+fn early(left: Duration) -> Duration {
+    if left > ARMED_EXACTLY { left * 9 / 10 } else { left }
+}
+
+/// Arms the timer for a moment of the kernel's boot time, or disarms it.
+fn arm(timer: &OwnedFd, at: Option<Moment>) {
+    let it_value = timespec(Duration::from_nanos(at.unwrap_or_default().as_nanos()));
     let it_interval = timespec(Duration::ZERO);
     let _ = timerfd_settime(timer, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval, it_value });
 }
