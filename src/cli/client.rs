@@ -99,6 +99,9 @@ impl Target {
         let endpoint = Endpoint::from_shared(uri)
             .map_err(|e| usage(format!("{place} is not an endpoint: {e}")))?
             .connect_timeout(CONNECT_TIME)
+            // A sidecar that is frozen is not waited for as long as one that is at work.
+            .http2_keep_alive_interval(CONNECT_TIME)
+            .keep_alive_timeout(CONNECT_TIME)
             .timeout(deadline);
         let connecting = async {
             match &place {

@@ -20,7 +20,7 @@ const TRANSFER_TIME: Duration = Duration::from_secs(80);
 )]
 pub(super) struct Args {
     /// The device that shall own next [default: the site chooses]
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     to: Option<String>,
     /// Kept in the history: why
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]

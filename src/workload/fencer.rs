@@ -77,6 +77,9 @@ const ARMED_EXACTLY: Duration = Duration::from_millis(2);
 const EMPTYING_WAIT: Duration = Duration::from_millis(2);
 /// The same after a second, for a process that the kernel does not let go.
 const STUCK_WAIT: Duration = Duration::from_millis(50);
+/// So many looks in a row must find nothing of an earlier life. One misses a process that forks and ends in the moment between
+/// the list of all processes and the look at it.
+const CLEAN_LOOKS: u32 = 5;
 /// How often the end of the main process is looked for where the kernel has no pidfd (before Linux 5.3).
 const NO_PIDFD_WAIT: Duration = Duration::from_millis(10);
 /// How often, every millisecond, the end of a shim that is not needed any more is looked for.
@@ -153,10 +156,14 @@ impl Fencer {
             cgroup.inspect(|cgroup| cgroup.kill());
             orphans::kill(&orders.mark, orders.after_session) == 0 && !cgroup.is_some_and(Cgroup::populated)
         };
-        let mut pause = EMPTYING_WAIT;
-        while !empty() {
+        let (mut pause, mut clean) = (EMPTYING_WAIT, 0);
+        while clean < CLEAN_LOOKS {
+            if empty() {
+                (pause, clean) = (EMPTYING_WAIT, clean + 1);
+            } else {
+                (pause, clean) = ((pause * 2).min(STUCK_WAIT), 0);
+            }
             sidecar.idle(pause)?;
-            pause = (pause * 2).min(STUCK_WAIT);
         }
         let footing = Footing::take();
         let cgroup = cgroup.map_err(|why| sidecar.tell(&Event::Loose { why: Text::new(why) })).ok();

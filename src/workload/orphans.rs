@@ -25,12 +25,13 @@ use super::{cgroup, fencer::MARK};
 /// How often is looked again while what was killed is on its way out.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Kills what is in the cgroup of `mark` or carries it in its environment, or belongs to `session`. Returns how many were found alive.
+/// Kills, in one look through all processes, what is in the cgroup of `mark` or carries it in its environment, or belongs to `session`. Returns how many were found alive.
 pub(super) fn kill(mark: &str, session: Option<i32>) -> usize {
     let cgroup = cgroup::name(mark);
     let mark = format!("{MARK}={mark}");
     let mut found = 0;
-    for pid in all().into_iter().filter(|pid| *pid != getpid()) {
+    // The newest first: what keeps replacing itself by a child is among them, and shall not do it again before it is looked at.
+    for pid in all().into_iter().rev().filter(|pid| *pid != getpid()) {
         let pidfd = pidfd_open(pid, PidfdFlags::empty());
         let marked = || {
             let environ = std::fs::read(format!("/proc/{}/environ", raw(pid))).unwrap_or_default();
@@ -63,34 +64,40 @@ pub fn adopt() -> bool {
 }
 
 /// Kills what has come to this process as an orphan ([`adopt`]), round after round, because with each its own children come.
-/// Blocks until nothing is left, or `wanted` says no more. Returns how many were found alive.
+/// Blocks until nothing is left, or `wanted` says no more. Returns how many were found.
+///
+/// Nothing gets away by forking faster than it is looked at: an orphan that has ended stays until it is buried here, so whoever
+/// came from it is looked for again.
 pub(super) fn kill_adopted(fencer: Option<i32>, wanted: impl Fn() -> bool) -> usize {
-    let mut killed = Vec::<Pid>::new();
-    let own = stat(getpid()).map(|stat| stat.session);
-    let is_adopted = |pid: &Pid| {
-        Some(raw(*pid)) != fencer
-            && stat(*pid).map(|stat| stat.session) != own
-            && words(*pid).nth(1).as_deref() != Some(b"fencer")
-    };
+    let me = getpid();
+    let own = stat(me).map(|stat| stat.session);
+    let mut found = 0;
     while wanted() {
-        // Own children that were not waited for keep their process ids.
-        let found: Vec<Pid> = children_of(getpid()).into_iter().filter(is_adopted).collect();
-        for pid in &found {
-            let _ = kill_process(*pid, Signal::KILL);
-            if !killed.contains(pid) {
-                killed.push(*pid);
+        let mut last = true;
+        for pid in all().into_iter().filter(|pid| Some(raw(*pid)) != fencer) {
+            let Some(stat) = stat(pid).filter(|stat| stat.parent == raw(me) && Some(stat.session) != own)
+            else {
+                continue;
+            };
+            if stat.ended && !FENCERS.contains(&stat.name.as_slice()) {
+                let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            } else if !stat.ended && words(pid).nth(1).as_deref() != Some(b"fencer") {
+                let _ = kill_process(pid, Signal::KILL);
+            } else {
+                continue;
             }
+            (last, found) = (false, found + 1);
         }
-        if found.is_empty() {
+        if last {
             break;
         }
         thread::park_timeout(LOOK);
     }
-    for pid in &killed {
-        let _ = waitpid(Some(*pid), WaitOptions::NOHANG);
-    }
-    killed.len()
+    found
 }
+
+/// What the kernel calls a fencer that has ended: its sidecar waits for it elsewhere.
+const FENCERS: [&[u8]; 2] = [b"exe", b"quorate"];
 
 /// The words that a process was started with.
 fn words(pid: Pid) -> impl Iterator<Item = Vec<u8>> {
@@ -118,6 +125,7 @@ fn all() -> Vec<Pid> {
 /// What is used of `/proc/PID/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
+    name: Vec<u8>,
     ended: bool,
     parent: i32,
     session: i32,
@@ -130,13 +138,15 @@ fn stat(pid: Pid) -> Option<Stat> {
 /// The program's name stands in brackets and may hold anything, brackets and line ends included.
 fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     let after_name = bytes.iter().rposition(|b| *b == b')')? + 1;
+    let begin = bytes.iter().position(|b| *b == b'(')? + 1;
+    let name = bytes.get(begin..after_name - 1)?.to_vec();
     let rest = std::str::from_utf8(bytes.get(after_name..)?).ok()?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
     let _group = fields.next()?;
     let session = fields.next()?.parse().ok()?;
-    Some(Stat { ended: matches!(state, "Z" | "X" | "x"), parent, session })
+    Some(Stat { name, ended: matches!(state, "Z" | "X" | "x"), parent, session })
 }
 
 #[cfg(test)]
@@ -146,8 +156,14 @@ mod tests {
     #[test]
     fn stat_lines_with_hostile_names() {
         let line = b"42 (a) Z 1 (\n) S 7 42 9 0 -1 4194560";
-        assert_eq!(parse_stat(line), Some(Stat { ended: false, parent: 7, session: 9 }));
-        assert_eq!(parse_stat(b"42 (x) Z 7 42 9"), Some(Stat { ended: true, parent: 7, session: 9 }));
+        assert_eq!(
+            parse_stat(line),
+            Some(Stat { name: b"a) Z 1 (\n".to_vec(), ended: false, parent: 7, session: 9 })
+        );
+        assert_eq!(
+            parse_stat(b"42 (x) Z 7 42 9"),
+            Some(Stat { name: b"x".to_vec(), ended: true, parent: 7, session: 9 })
+        );
         assert_eq!(parse_stat(b"42 (x"), None);
         assert_eq!(parse_stat(b"42 (x) S"), None);
     }

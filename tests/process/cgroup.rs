@@ -18,6 +18,10 @@ const LONG: Duration = Duration::from_secs(50);
 /// A child in a session of its own, of another parent, that knows nothing of where it comes from.
 const GONE_ASTRAY: &str = "(env -i setsid $0 $TICK &) & exec $0 $TICK";
 
+/// Every few milliseconds it is another process, in another session, of another parent. Its environment tells whose it is.
+const RESTLESS: &str = "trap '' TERM; r='sleep 0.004; setsid /bin/sh -c \"$1\" x \"$1\" \"$2\" & exit'; \
+                        for n in 1 2 3 4; do setsid /bin/sh -c \"$r\" x \"$r\" $FILE & done; exec $0 $TICK";
+
 /// The cgroup below the test's own, if this machine lets one be made.
 fn cgroup_of(stage: &Stage) -> Option<PathBuf> {
     let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -107,6 +111,34 @@ async fn what_has_gone_astray_of_a_lost_fencer_is_ended_without_a_cgroup() {
     lost.iter().for_each(|pid| send(*pid, Signal::KILL));
     eventually("another fencer serves", || stage.fencers().iter().any(|pid| !lost.contains(pid))).await;
     assert_eq!(stage.survivors(), [0; 0]);
+}
+
+#[tokio::test]
+async fn what_never_rests_of_a_lost_fencer_is_ended_without_a_cgroup() {
+    let mut stage = Stage::new(&[]);
+    stage.cgroup = false;
+    let _sidecar = stage.sidecar_with(LONG, RESTLESS);
+    stage.ticking(1).await;
+    eventually("it never rests", || !stage.shells().is_empty()).await;
+    let lost = stage.fencers();
+    lost.iter().for_each(|pid| send(*pid, Signal::KILL));
+    eventually("another fencer serves", || stage.fencers().iter().any(|pid| !lost.contains(pid))).await;
+    assert_eq!((stage.survivors(), stage.shells()), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn what_never_rests_of_a_killed_fencer_and_sidecar_is_found_without_a_cgroup() {
+    let mut stage = Stage::new(&[]);
+    stage.cgroup = false;
+    let mut sidecar = stage.sidecar_with(LONG, RESTLESS);
+    stage.ticking(1).await;
+    eventually("it never rests", || !stage.shells().is_empty()).await;
+    send(sidecar.pid(), Signal::STOP);
+    stage.fencers().into_iter().for_each(|pid| send(pid, Signal::KILL));
+    sidecar.kill();
+    let workload = stage.workload();
+    workload.ensure_none_running(now() + LONG).await.expect("a fencer");
+    assert_eq!((stage.survivors(), stage.shells()), (vec![], vec![]));
 }
 
 #[tokio::test]

@@ -133,7 +133,7 @@ fn missing_a_file_and_not_writable() {
     refused(
         &run_on(&site, Path::new("/proc/self"), &[]),
         78,
-        &["/proc/self cannot be written", "mount options"],
+        &["/proc/self cannot be used", "mount options"],
     );
     let locked = place.path().join("locked");
     fs::create_dir(&locked).expect("makes");
@@ -141,7 +141,7 @@ fn missing_a_file_and_not_writable() {
     if rustix::process::geteuid().is_root() {
         eprintln!("not tested: a folder that this user may not write, because root may write everywhere");
     } else {
-        refused(&run_on(&site, &locked, &[]), 78, &["cannot be written", "ermission denied"]);
+        refused(&run_on(&site, &locked, &[]), 78, &["cannot be used", "ermission denied"]);
     }
 }
 

@@ -193,10 +193,16 @@ impl Stage {
         alive
     }
 
+    /// Shells of the workload that were started with `$FILE` as their last word.
+    pub(super) fn shells(&self) -> Vec<i32> {
+        self.with_words("-c", &self.file())
+    }
+
     /// A command that runs in a shell, in which `$0 $TICK` ticks as the usual workload does.
     pub(super) fn shell(&self, script: &str) -> Vec<String> {
         let ticks = self.settings().command;
-        let script = script.replace("$TICK", &ticks[1..].join(" "));
+        let file = self.file().display().to_string();
+        let script = script.replace("$TICK", &ticks[1..].join(" ")).replace("$FILE", &file);
         vec!["/bin/sh".into(), "-c".into(), script, ticks[0].clone()]
     }
 

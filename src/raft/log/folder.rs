@@ -42,7 +42,7 @@ pub enum Error {
     NotAFolder(PathBuf),
     /// It cannot be written.
     #[error(
-        "the data folder {0} cannot be written: {1}; check its owner, its mount options and the free space"
+        "the data folder {0} cannot be used: {1}; check the owner and the rights of it and of all that is in it, its mount options and the free space"
     )]
     NotWritable(PathBuf, io::Error),
     /// It belongs to another device or site.
@@ -157,8 +157,9 @@ pub fn open(
     let mut members: Vec<String> =
         site.members.iter().map(|m| format!("{} ({})", m.device, m.role)).collect();
     members.sort_unstable();
+    let there = |name: &str| path.join(name).try_exists().map_err(not_writable);
     let (known, mut fault) = match read(path).map_err(not_writable)? {
-        Found::Nothing if path.join("store").exists() || path.join("mark").exists() => {
+        Found::Nothing if there("store")? || there("mark")? => {
             (None, Some("there is a store, but its identity.json is gone".to_owned()))
         }
         Found::Nothing => (None, None),

@@ -20,6 +20,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
@@ -95,7 +96,7 @@ impl SledDisk {
         on_sync: OnSync,
     ) -> Result<SledDisk, Error> {
         let mark_path = folder.join("mark");
-        if mark_path.exists() {
+        if mark_path.try_exists()? {
             match MarkFile::open(&mark_path) {
                 Ok(mark) if mark.mark().vote.is_some() => {
                     return Err(Error::Damaged("its identity is missing, but it has already voted".into()));
@@ -108,10 +109,12 @@ impl SledDisk {
             fs::remove_file(&mark_path)?;
         }
         let store = folder.join("store");
-        if store.exists() {
+        if store.try_exists()? {
             await_let_go(&store);
             fs::remove_dir_all(&store)?;
         }
+        // Who may open the log could hold sled's lock on it.
+        fs::DirBuilder::new().mode(0o700).create(&store)?;
         let mark = MarkFile::create(&mark_path)?;
         let mut writer = Writer::open(folder, mark)?;
         writer.write(Change::Append(first.into().into_iter().collect()))?;
@@ -126,7 +129,8 @@ impl SledDisk {
     /// [`Error::Damaged`] if any check fails. Nothing is changed then.
     pub fn open(folder: &Path, clock: Arc<dyn Clock>, on_sync: OnSync) -> Result<SledDisk, Error> {
         let damaged = |what: &str| Error::Damaged(what.to_owned());
-        if !folder.join("store").join("db").exists() {
+        // Gone is only what is known to be gone: what may not be looked at is as it was.
+        if !folder.join("store").join("db").try_exists()? {
             return Err(damaged("its file store/db is gone"));
         }
         let mark = match MarkFile::open(&folder.join("mark")) {
