@@ -145,6 +145,27 @@ fn missing_a_file_and_not_writable() {
     }
 }
 
+/// Rights that are missing, or a disk that answers with errors: what cannot be looked at is not lost, and nothing is changed.
+#[test]
+fn a_store_that_cannot_be_looked_at() {
+    let site = Site::new();
+    let folder = site.data(0);
+    used_folder(&folder);
+    let (store, aside) = (folder.join("store"), folder.join("aside"));
+    fs::rename(&store, &aside).expect("renames");
+    // A link to itself: an error that root gets as well.
+    std::os::unix::fs::symlink("store", &store).expect("links");
+    let identity = fs::read(folder.join("identity.json")).expect("reads");
+    refused(&run_on(&site, &folder, &[]), 78, &[&folder.display().to_string(), "cannot be used", "rights"]);
+    assert_eq!(fs::read(folder.join("identity.json")).expect("reads"), identity);
+    assert!(quorate::raft::log::quarantine::list(&folder).is_empty());
+    fs::remove_file(&store).expect("removes");
+    fs::rename(&aside, &store).expect("renames");
+    let before = contents(&store);
+    refused(&run_on(&site, &folder, &[("IOTEDGE_DEVICEID", "edge-2")]), 78, &["belongs to device edge-1"]);
+    assert_eq!(contents(&store), before);
+}
+
 #[test]
 fn of_another_device_or_site() {
     let site = Site::new();

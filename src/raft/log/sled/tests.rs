@@ -147,16 +147,26 @@ fn an_installed_snapshot_is_promised() {
     };
     run(&disk, Change::Snapshot(super::super::encode_snapshot(&meta, b"record")));
     close(disk, dir.path());
+    let (store, after) = (dir.path().join("store"), tempfile::tempdir().expect("a folder"));
+    let put_back = |from: &Path| {
+        fs::remove_dir_all(&store).expect("removes");
+        copy_folder(from, &store).expect("copies");
+    };
+    copy_folder(&store, &after.path().join("store")).expect("copies");
+    let went_back = || {
+        put_back(&before.path().join("store"));
+        let error = SledDisk::open(dir.path(), clock(), Arc::new(|_| {})).expect_err("it went back");
+        assert!(error.to_string().contains("entry 90"), "{error}");
+    };
+    went_back();
+    put_back(&after.path().join("store"));
     // The log before it is removed a moment later, or at the next start.
     let disk =
         SledDisk::open(dir.path(), clock(), Arc::new(|_| {})).expect("a log that ends before its snapshot");
     run(&disk, Change::PurgeUpTo(id(90)));
     close(disk, dir.path());
     close(SledDisk::open(dir.path(), clock(), Arc::new(|_| {})).expect("opens"), dir.path());
-    fs::remove_dir_all(dir.path().join("store")).expect("removes");
-    copy_folder(&before.path().join("store"), &dir.path().join("store")).expect("copies");
-    let error = SledDisk::open(dir.path(), clock(), Arc::new(|_| {})).expect_err("it went back");
-    assert!(error.to_string().contains("entry 90"), "{error}");
+    went_back();
 }
 
 #[test]
