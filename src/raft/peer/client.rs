@@ -478,7 +478,7 @@ impl RaftNetwork<Types> for Network {
                 return Err(unreachable(&status).into());
             }
         };
-        // Counted together with the own vote, which openraft believes to be on the disk.
+        // Counted together with the own vote, which openraft believes to be on the disk. (It would wait at its next write.)
         self.peers.ahead.all().await.map_err(|e| unreachable(&e))?;
         let vote = answered(reply.ballot, term).inspect_err(|e| self.rejected(term, e.to_string()))?;
         if !reply.granted {
