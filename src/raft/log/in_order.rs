@@ -123,6 +123,7 @@ mod tests {
         };
         // Built at 100, and overtaken by one that the leader has sent.
         let installed = disk.write(Change::Snapshot(snapshot(300)));
+        memory.delay(Duration::from_millis(600));
         let built = disk.write(Change::Snapshot(snapshot(100)));
         let (installed, built) = tokio::join!(installed, built);
         installed.expect("written");
