@@ -181,7 +181,8 @@ impl NodeDoor {
         match owner {
             Some(device) if device == to => Ok(Transferred { device, epoch }),
             Some(device) => {
-                Err(Refusal::NotNow(format!("{to} did not take over in time; {device} owns now")))
+                let why = "it did not take over in time, or another handover came between";
+                Err(Refusal::NotNow(format!("{device} owns now, not {to}: {why}")))
             }
             None => Err(Refusal::Unconfirmed("nobody owns now".into())),
         }

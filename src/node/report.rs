@@ -281,7 +281,12 @@ impl NodeDoor {
         drop(ownerless);
         // Without a majority it cannot be known here whether another device owns.
         if settled && quorum && since.is_some_and(|s| now.since(s) > node.group.timing().takeover_bound()) {
-            let why = node.decided.borrow().as_ref().map_or_else(String::new, |d| d.reason.to_string());
+            let why = node.decided.borrow().as_ref().map_or_else(String::new, |d| match &d.reason {
+                Reason::StandingBy { owner, epoch } => {
+                    format!("{owner}, the last one that is known, under epoch {epoch}, is not known to hold its lease")
+                }
+                other => other.to_string(),
+            });
             raised.push(Raised::new(Condition::NoOwner, why));
         }
         if let Some(Reason::LeaseLapsed { epoch }) = node.decided.borrow().as_ref().map(|d| d.reason.clone())
