@@ -10,6 +10,7 @@ mod forgery;
 mod last_line;
 mod lifecycle;
 mod listeners;
+mod memory;
 mod mirror;
 mod receipt;
 mod site;

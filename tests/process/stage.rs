@@ -122,6 +122,15 @@ impl Stage {
         self.folder.join("seal")
     }
 
+    fn hunger(&self) -> PathBuf {
+        self.folder.join("hunger")
+    }
+
+    /// From now on the stand-in takes memory, half a GiB at most.
+    pub(super) fn starve(&self) {
+        std::fs::write(self.hunger(), "").expect("writes");
+    }
+
     /// The seal of the stand-in's only claim.
     pub(super) fn seal(&self) -> Seal {
         Seal::parse(&std::fs::read_to_string(self.sealed()).expect("noted")).expect("a seal")
@@ -318,6 +327,17 @@ impl Sidecar {
         .await;
     }
 
+    /// Waits for its end, and says how it came.
+    pub(super) async fn ended(&mut self) -> std::process::ExitStatus {
+        let mut status = None;
+        eventually("the sidecar has ended", || {
+            status = self.0.try_wait().expect("its own child");
+            status.is_some()
+        })
+        .await;
+        status.expect("just seen")
+    }
+
     pub(super) fn kill(&mut self) {
         self.0.kill().expect("not reaped yet");
         self.0.wait().expect("ends");
@@ -377,8 +397,12 @@ async fn stand_in_sidecar() {
     workload.ensure_none_running(now() + PATIENCE).await.expect("a fencer");
     std::fs::write(stage.sealed(), workload.seal().expect("random").to_hex()).expect("writes");
     workload.start(grant(7, promise())).await.expect("starts");
+    let mut hoard = Vec::<Vec<u8>>::new();
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
         workload.extend(promise());
+        if stage.hunger().exists() && hoard.len() < 512 {
+            hoard.extend((0..16).map(|_| vec![1; 1 << 20]));
+        }
     }
 }
