@@ -138,12 +138,14 @@ async fn a_candidates_slow_disk_is_waited_for_side_by_side() {
 #[tokio::test(start_paused = true)]
 async fn a_vote_directly_after_an_append_is_given() {
     let members = members().await;
-    let [(old, _), (new, _), (other, _)] = members.as_slice() else { panic!("three") };
+    let [(old, disk), (new, _), (other, _)] = members.as_slice() else { panic!("three") };
     assert_eq!(old.campaign(0, Courtesy::default()).await, Campaign::Won);
     let (mut first, mut second) = (new.record(), other.record());
     for record in [&mut first, &mut second] {
         record.wait_for(|applied| applied.index == Some(1)).await.expect("it goes on");
     }
+    // Its turn ends.
+    tokio::time::sleep(site().timing.refusal()).await;
     let transfer = Transfer {
         id: 1,
         to: new.roster().me.clone(),
@@ -156,5 +158,9 @@ async fn a_vote_directly_after_an_append_is_given() {
     for record in [&mut first, &mut second] {
         record.wait_for(|applied| applied.index == Some(2)).await.expect("it goes on");
     }
+    // Who led would vote too, but takes its time: the other one decides.
+    disk.delay(Duration::from_secs(1));
+    let begun = tokio::time::Instant::now();
     assert_eq!(new.campaign(0, Courtesy::default()).await, Campaign::Won);
+    assert!(begun.elapsed() < Duration::from_millis(500), "it took {:?} of simulated time", begun.elapsed());
 }
