@@ -9,7 +9,7 @@
 use std::{
     fmt,
     ops::Add,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicI64, Ordering},
     time::Duration,
 };
 
@@ -84,7 +84,7 @@ pub trait Clock: Send + Sync + fmt::Debug + 'static {
 pub struct BootClock;
 
 /// What all readings of this process have shown of the time in suspend.
-static SLEPT: Slept = Slept(AtomicU64::new(0));
+static SLEPT: Slept = Slept(AtomicI64::new(i64::MIN));
 
 impl Clock for BootClock {
     fn now(&self) -> Moment {
@@ -92,7 +92,7 @@ impl Clock for BootClock {
         let monotonic = read(ClockId::Monotonic);
         // Last, so that a pause since the first reading counts.
         let slept = SLEPT.at_least(boot, monotonic);
-        Moment(read(ClockId::MonotonicRaw).saturating_add(slept))
+        Moment(read(ClockId::MonotonicRaw).saturating_add_signed(slept))
     }
 
     fn wall_ms(&self) -> u64 {
@@ -111,14 +111,15 @@ fn read(clock: ClockId) -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(t.tv_nsec).unwrap_or(0))
 }
 
-/// For how many nanoseconds the machine has slept since boot. It only grows.
-struct Slept(AtomicU64);
+/// For how many nanoseconds the machine has slept since boot. It only grows. Where a time namespace has moved boot time
+/// (time_namespaces(7)), that is in it, so it may be negative.
+struct Slept(AtomicI64);
 
 impl Slept {
     /// Boot time and monotonic time go at one rate, whatever that is, and are apart by the time in suspend. Read in this order
     /// they never seem further apart than they are, only less by what passed between: so the most that was ever seen is true.
-    fn at_least(&self, boot: u64, monotonic: u64) -> u64 {
-        let seen = boot.saturating_sub(monotonic);
+    fn at_least(&self, boot: u64, monotonic: u64) -> i64 {
+        let seen = boot.wrapping_sub(monotonic).cast_signed();
         self.0.fetch_max(seen, Ordering::Relaxed).max(seen)
     }
 }
@@ -150,9 +151,9 @@ mod tests {
 
     #[test]
     fn boot_clock_goes_on_in_suspend() {
-        let slept = Slept(AtomicU64::new(0));
+        let slept = Slept(AtomicI64::new(i64::MIN));
         // The second reading came 40 ns late.
-        assert_eq!(slept.at_least(1_000, 1_040), 0);
+        assert_eq!(slept.at_least(1_000, 1_040), -40);
         // An hour of sleep, first seen by a reading with a pause in it.
         assert_eq!(slept.at_least(5_000_000, 2_300_000), 2_700_000);
         assert_eq!(slept.at_least(5_500_000, 2_500_040), 2_999_960);
