@@ -14,7 +14,6 @@ use std::{
 };
 
 use rustix::time::{ClockId, clock_gettime};
-
 use serde::{Deserialize, Serialize};
 
 /// A moment on this device's boot clock, in nanoseconds. Moments of two devices cannot be compared.
@@ -154,7 +153,7 @@ mod tests {
         let slept = Slept(AtomicI64::new(i64::MIN));
         // The second reading came 40 ns late.
         assert_eq!(slept.at_least(1_000, 1_040), -40);
-        // An hour of sleep, first seen by a reading with a pause in it.
+        // A sleep, first seen by a reading with a pause in it.
         assert_eq!(slept.at_least(5_000_000, 2_300_000), 2_700_000);
         assert_eq!(slept.at_least(5_500_000, 2_500_040), 2_999_960);
         assert_eq!(slept.at_least(7_000_000, 5_000_000), 2_999_960, "it never goes back");

@@ -64,7 +64,8 @@ pub fn adopt() -> bool {
 }
 
 /// Kills what has come to this process as an orphan ([`adopt`]), round after round, because with each its own children come.
-/// Blocks until nothing is left, or `wanted` says no more. Returns how many were found.
+/// Blocks until nothing is left, or `wanted` says no more. Returns how many were
+/// buried.
 ///
 /// Nothing gets away by forking faster than it is looked at: an orphan that has ended stays until it is buried here, so whoever
 /// came from it is looked for again.
@@ -79,14 +80,16 @@ pub(super) fn kill_adopted(fencer: Option<i32>, wanted: impl Fn() -> bool) -> us
             else {
                 continue;
             };
-            if stat.ended && !FENCERS.contains(&stat.name.as_slice()) {
+            if stat.ended {
+                // If it was an abandoned fencer, nobody needs to hear how it ended.
                 let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-            } else if !stat.ended && words(pid).nth(1).as_deref() != Some(b"fencer") {
-                let _ = kill_process(pid, Signal::KILL);
-            } else {
+                found += 1;
+            } else if is_fencer(pid) {
                 continue;
+            } else {
+                let _ = kill_process(pid, Signal::KILL);
             }
-            (last, found) = (false, found + 1);
+            last = false;
         }
         if last {
             break;
@@ -96,13 +99,9 @@ pub(super) fn kill_adopted(fencer: Option<i32>, wanted: impl Fn() -> bool) -> us
     found
 }
 
-/// What the kernel calls a fencer that has ended: its sidecar waits for it elsewhere.
-const FENCERS: [&[u8]; 2] = [b"exe", b"quorate"];
-
-/// The words that a process was started with.
-fn words(pid: Pid) -> impl Iterator<Item = Vec<u8>> {
-    let line = std::fs::read(format!("/proc/{}/cmdline", raw(pid))).unwrap_or_default();
-    line.split(|b| *b == 0).map(<[u8]>::to_vec).collect::<Vec<_>>().into_iter()
+fn is_fencer(pid: Pid) -> bool {
+    let words = std::fs::read(format!("/proc/{}/cmdline", raw(pid))).unwrap_or_default();
+    words.split(|b| *b == 0).nth(1) == Some(b"fencer")
 }
 
 /// The direct children of `parent` that have not ended.
@@ -125,7 +124,6 @@ fn all() -> Vec<Pid> {
 /// What is used of `/proc/PID/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
-    name: Vec<u8>,
     ended: bool,
     parent: i32,
     session: i32,
@@ -138,15 +136,13 @@ fn stat(pid: Pid) -> Option<Stat> {
 /// The program's name stands in brackets and may hold anything, brackets and line ends included.
 fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     let after_name = bytes.iter().rposition(|b| *b == b')')? + 1;
-    let begin = bytes.iter().position(|b| *b == b'(')? + 1;
-    let name = bytes.get(begin..after_name - 1)?.to_vec();
     let rest = std::str::from_utf8(bytes.get(after_name..)?).ok()?;
     let mut fields = rest.split_ascii_whitespace();
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
     let _group = fields.next()?;
     let session = fields.next()?.parse().ok()?;
-    Some(Stat { name, ended: matches!(state, "Z" | "X" | "x"), parent, session })
+    Some(Stat { ended: matches!(state, "Z" | "X" | "x"), parent, session })
 }
 
 #[cfg(test)]
@@ -156,14 +152,8 @@ mod tests {
     #[test]
     fn stat_lines_with_hostile_names() {
         let line = b"42 (a) Z 1 (\n) S 7 42 9 0 -1 4194560";
-        assert_eq!(
-            parse_stat(line),
-            Some(Stat { name: b"a) Z 1 (\n".to_vec(), ended: false, parent: 7, session: 9 })
-        );
-        assert_eq!(
-            parse_stat(b"42 (x) Z 7 42 9"),
-            Some(Stat { name: b"x".to_vec(), ended: true, parent: 7, session: 9 })
-        );
+        assert_eq!(parse_stat(line), Some(Stat { ended: false, parent: 7, session: 9 }));
+        assert_eq!(parse_stat(b"42 (x) Z 7 42 9"), Some(Stat { ended: true, parent: 7, session: 9 }));
         assert_eq!(parse_stat(b"42 (x"), None);
         assert_eq!(parse_stat(b"42 (x) S"), None);
     }
