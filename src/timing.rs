@@ -197,7 +197,7 @@ impl Timing {
             fault(
                 "drift_ppm",
                 format!("{drift_ppm} is outside 500 to 100000"),
-                "use 10000 (1 %); crystals stay under 100, what a virtual machine takes for their rate under 1000".into(),
+                "use 10000 (1 %); crystals stay under 100".into(),
             );
         }
         if !STRETCHES.contains(&stretch_max) {
