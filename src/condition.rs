@@ -68,6 +68,10 @@ conditions! {
     NoSpare = "no.spare", Warning,
         "The loss of one more device would leave the site without a majority.",
         "Bring the missing devices back; a site of two devices needs a third voter to survive a loss.";
+    /// Nobody takes over of its own accord.
+    SitePaused = "site.paused", Warning,
+        "Somebody has paused the site: the device that owns goes on, and if it is lost no other takes over.",
+        "`quorate resume` once the work that it was paused for is done; `quorate transfer` moves the workload meanwhile.";
     /// The owner's lease ran out.
     LeaseLapsed = "lease.lapsed", Warning,
         "The owner could not get its lease confirmed in time and has stopped the workload.",
@@ -132,6 +136,14 @@ conditions! {
     HubDeviceMissing = "hub.device_missing", Warning,
         "The IoT Hub does not know one of the site's devices (404), so that device's flag cannot be mirrored.",
         "Create the device identity, or correct the id in site.members.";
+    /// The hub does not let one of the devices connect.
+    HubDeviceDisabled = "hub.device_disabled", Warning,
+        "One of the site's devices is disabled in IoT Hub: its flag is written, but the device cannot connect to see it.",
+        "Enable the device identity if it was not disabled on purpose.";
+    /// A device's identity was made anew.
+    HubDeviceRecreated = "hub.device_recreated", Warning,
+        "A device's identity was deleted and made anew in IoT Hub, and its twin began empty; its flag was written again.",
+        "Check that the device has its new credentials, and write anew what else stood in its twin.";
     /// The hub answered with something that is not the hub.
     HubBadAnswer = "hub.bad_answer", Warning,
         "What answers at the hub's address does not speak the IoT Hub's language (HTML, a redirect, other JSON).",
@@ -143,7 +155,19 @@ conditions! {
     /// A twin shows an epoch that this site has not reached.
     TwinAhead = "twin.ahead", Critical,
         "A twin shows a higher epoch than this site has reached; the mirror does not overwrite it.",
-        "Find out who wrote it: another site with the same devices, or a site restored from an old backup.";
+        "Find out who wrote it: another site with the same devices, or a site restored from an old backup. The next ownership of this site will be above it.";
+    /// A twin shows an epoch that cannot be right.
+    TwinImplausible = "twin.implausible", Critical,
+        "A twin shows an epoch so far above this site's that no site can have reached it; the mirror neither believes nor overwrites it.",
+        "Find out who wrote it, and take the flag out of that twin; it is written anew within a minute.";
+    /// A twin showed an earlier epoch than before.
+    TwinRolledBack = "twin.rolled_back", Warning,
+        "A twin showed an earlier epoch than it was confirmed to show before, or none; it was written again.",
+        "Nothing after a regional failover of the hub, which forgets its last minutes. Otherwise find out who writes to the twin.";
+    /// Something else stood where the flag belongs.
+    TwinForeign = "twin.foreign", Warning,
+        "Something that is no flag stood where the flag belongs in a twin; it was replaced.",
+        "Find out who writes there, or choose another path with hub.flag.";
 }
 
 impl fmt::Display for Condition {

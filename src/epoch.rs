@@ -25,7 +25,7 @@ impl Epoch {
 
     /// The epoch after this one; `None` after [`Epoch::MAX`] (at one a second, 142 million years away).
     pub fn next(self) -> Option<Epoch> {
-        Epoch::new(self.0 + 1)
+        Epoch::new(self.0.saturating_add(1))
     }
 
     /// The number itself, for wire, disk, twin and display.

@@ -14,7 +14,7 @@ use std::{
 
 use quorate::{
     condition::{Condition, Severity},
-    config::{Config, Environment, Faults, Hub, load},
+    config::{Config, Environment, Faults, load},
     status::{
         metrics::Metrics,
         report::{Member, Report},
@@ -72,7 +72,7 @@ fn loaded(file: &str, variables: &[(&str, &str)]) -> Result<Config, Faults> {
     let environment = Environment { variables: all, run_dir: "/nowhere/run".into() };
     // The places of the files differ from run to run.
     load(Some(&path), &environment).map(|mut config| {
-        if let Hub::DeviceTwin { connection_string_file: Some(file), .. } = &mut config.hub {
+        if let Some(file) = &mut config.hub.connection_string_file {
             *file = PathBuf::new();
         }
         Config { file: PathBuf::new(), ..config }
@@ -114,6 +114,9 @@ fn every_setting_is_in_the_readme_and_the_other_way_round() {
                 ("site", "timing") => {
                     expected.insert("site.timing".to_owned());
                     expected.extend(keys_of("site.timing").iter().map(|k| format!("site.timing.{k}")));
+                }
+                ("hub", "gate") => {
+                    expected.extend(keys_of("hub.gate").iter().map(|k| format!("hub.gate.{k}")));
                 }
                 ("workload", "env") => {
                     expected.insert("workload.env.NAME".to_owned());
@@ -222,6 +225,10 @@ fn every_metric_is_in_the_readme_and_the_other_way_round() {
     metrics.peer_rtt("edge-2", Duration::from_millis(1));
     let mut report = Report { members: vec![Member::default()], ..Report::default() };
     report.hub.requests.insert("200".into(), 1);
+    let counts = std::collections::BTreeMap::from([("200".to_owned(), 1)]);
+    let module =
+        quorate::status::report::HubModule { requests: counts.clone(), gate: counts, ..Default::default() };
+    report.hub.module = Some(module);
     let shown = metrics.render(&report);
     let mut types = BTreeMap::new();
     for line in shown.lines() {
@@ -300,7 +307,9 @@ fn every_command_line_that_is_shown_exists() {
     }
     let mut helps: BTreeMap<String, String> = BTreeMap::new();
     let mut seen = BTreeSet::new();
-    for document in ["README.md", "deploy/README.md", "deploy/CHANGELOG.md", "src/README.md"] {
+    for document in
+        ["README.md", "deploy/README.md", "deploy/CHANGELOG.md", "deploy/routing.md", "src/README.md"]
+    {
         for words in command_lines(&text(document)) {
             let depth = if words.first().is_some_and(|w| w == "emulate") { 2 } else { 1 };
             let command: Vec<&str> = words.iter().take(depth).map(String::as_str).collect();
@@ -375,9 +384,14 @@ fn links_inside_the_repository_lead_somewhere() {
             .collect()
     };
     let mut checked = 0;
-    for document in
-        ["README.md", "src/README.md", "deploy/README.md", "deploy/CHANGELOG.md", "deploy/comparison.md"]
-    {
+    for document in [
+        "README.md",
+        "src/README.md",
+        "deploy/README.md",
+        "deploy/CHANGELOG.md",
+        "deploy/comparison.md",
+        "deploy/routing.md",
+    ] {
         let content = text(document);
         let folder = root().join(document).parent().expect("a folder").to_owned();
         for link in content.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

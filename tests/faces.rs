@@ -16,9 +16,11 @@ use std::{
 use quorate::{
     clock::{Clock, Moment},
     epoch::Epoch,
-    id::DeviceId,
+    hub::BoxFuture,
+    id::{DeviceId, SiteId},
+    reconcile::commands::{Corridor, Fulfilled, Order, Refusal, Wish},
     status::{
-        door::{Answer, BoxFuture, Door, Permit, Refusal, Transfer, Transferred},
+        door::{Answer, Door, Permit},
         report::{Change, Decision, Owner, Report, Role},
     },
 };
@@ -46,7 +48,7 @@ struct Puppet {
     report: Mutex<Report>,
     answers: watch::Sender<Answer>,
     permits: watch::Sender<Permit>,
-    asked: Mutex<Vec<Transfer>>,
+    asked: Mutex<Vec<Wish>>,
 }
 
 impl Puppet {
@@ -108,6 +110,10 @@ fn device(name: &str) -> DeviceId {
     DeviceId::new(name).expect("a name")
 }
 
+fn owner_by_default() -> DeviceId {
+    device("edge-2")
+}
+
 fn report() -> Report {
     Report {
         site: "plant-7".into(),
@@ -148,14 +154,42 @@ impl Door for Puppet {
     fn permits(&self) -> watch::Receiver<Permit> {
         self.permits.subscribe()
     }
+}
 
-    fn transfer(&self, transfer: Transfer) -> BoxFuture<'_, Result<Transferred, Refusal>> {
-        let to = transfer.to.clone();
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(transfer);
+impl Corridor for Puppet {
+    fn site(&self) -> &SiteId {
+        unreachable!("no face asks")
+    }
+
+    fn epoch(&self) -> Epoch {
+        unreachable!("no face asks")
+    }
+
+    fn status(&self) -> serde_json::Value {
+        unreachable!("faces read the report")
+    }
+
+    fn why(&self) -> serde_json::Value {
+        unreachable!("faces read the report")
+    }
+
+    fn executed(&self, _: u64) -> Option<Epoch> {
+        unreachable!("no face asks")
+    }
+
+    fn order(&self, wish: Wish) -> BoxFuture<'_, Result<Fulfilled, Refusal>> {
+        let order = wish.order.clone();
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(wish);
         Box::pin(async move {
-            match to.as_ref().map(DeviceId::as_str) {
+            let (owner, device) = match &order {
+                Order::Transfer(to) => (Some(to.clone().unwrap_or_else(owner_by_default)), to.as_ref()),
+                Order::Drain(device) | Order::Undrain(device) => (None, Some(device)),
+                Order::Prefer(device) => (None, device.as_ref()),
+                _ => (None, None),
+            };
+            match device.map(DeviceId::as_str) {
                 None | Some("edge-2") => {
-                    Ok(Transferred { device: device("edge-2"), epoch: Epoch::new(18).expect("small") })
+                    Ok(Fulfilled { repeated: false, epoch: Epoch::new(18).expect("small"), owner })
                 }
                 Some("edge-3") => Err(Refusal::Unfit("edge-3 is a witness and never owns".into())),
                 Some(other) => Err(Refusal::NoSuchDevice(format!("{other} is not a member of plant-7"))),

@@ -30,8 +30,15 @@ const NEIGHBOURS: [(&str, &str, &str); 5] = [
 ];
 
 /// Files of a loop that may name another loop: they share one type, not behaviour.
-const LOOPS: [(&str, &str, &str); 1] =
-    [("ownership", "lease", "the lease's type `Held` is what the watch channel between the two carries")];
+const LOOPS: [(&str, &str, &str); 3] = [
+    ("ownership", "lease", "the lease's type `Held` is what the watch channel between the two carries"),
+    (
+        "uplink",
+        "mirror",
+        "the mirror's state is what the watch channel between the two carries; both knock at one pace",
+    ),
+    ("gate", "lease", "the same, for the gate"),
+];
 
 /// Crates that only some files may name.
 const CRATES: [(&str, &[&str]); 3] =

@@ -196,7 +196,7 @@ impl Client {
                 format!("what answers at {} does not know this call", self.place),
                 "is it a sidecar of another version, or another program?",
             ),
-            Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition => {
+            Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::Aborted => {
                 (said.to_owned(), "see `quorate status` for the devices and what they may do")
             }
             code => (format!("the sidecar at {} failed: {said} ({code:?})", self.place), "see its log"),

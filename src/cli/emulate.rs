@@ -9,6 +9,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use clap::{Args, Subcommand};
@@ -17,7 +18,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     clock::BootClock,
-    emulator::{Emulator, Options},
+    emulator::{Emulator, Options, Role},
+    hub::throttle::{Plan, Tier},
     id::DeviceId,
 };
 
@@ -52,6 +54,24 @@ pub(super) struct HubArgs {
     /// A further name or address for the certificate; may be given again
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<String>,
+    /// Limit the hub to what this tier allows (F1, S1, S2 or S3); without, there are no limits
+    #[arg(long, value_name = "TIER")]
+    tier: Option<Tier>,
+    /// How many units of the tier there are
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "tier")]
+    units: u32,
+    /// A factor on all limits of the tier, so that little traffic meets them
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, requires = "tier")]
+    throttle_scale: f64,
+    /// Where the token services of Azure Arc and of virtual machines listen (plain HTTP: keep it on loopback)
+    #[arg(long, value_name = "ADDRESS")]
+    identity: Option<SocketAddr>,
+    /// Where Azure Arc's proofs are written; Microsoft's clients accept no other folder than the default
+    #[arg(long, value_name = "FOLDER", default_value = "/var/opt/azcmagent/tokens", requires = "identity")]
+    identity_folder: PathBuf,
+    /// What tokens of these services allow: data-contributor, data-reader, registry-contributor, twin-contributor
+    #[arg(long = "role", value_name = "ROLE", default_value = "twin-contributor", requires = "identity")]
+    roles: Vec<Role>,
     /// The folder that ca.pem is written to
     #[arg(long, value_name = "FOLDER", default_value = ".")]
     folder: PathBuf,
@@ -87,16 +107,23 @@ async fn hub(args: HubArgs) -> Result<(), Fault> {
         problem: format!("signals cannot be received: {why}"),
         hint: "try again; this is a defect of the system or of quorate",
     })?;
-    let options =
-        Options { devices: args.devices.clone(), host: args.host.clone(), names: args.names.clone() };
+    let plan = args.tier.map(|tier| Plan::new(tier, args.units, args.throttle_scale)).transpose();
+    let options = Options {
+        devices: args.devices.clone(),
+        host: args.host.clone(),
+        names: args.names.clone(),
+        plan: plan
+            .map_err(|problem| Fault { problem, hint: "check --tier, --units and --throttle-scale" })?,
+    };
     let emulator = Emulator::start(bind(args.listen)?, bind(args.admin)?, &options, Arc::new(BootClock))
         .map_err(|why| Fault {
             problem: format!("the emulator cannot start: {why}"),
             hint: "check --listen, --admin, --host and --name",
         })?;
     let ca_file = write_ca(&args.folder, emulator.ca_pem())?;
-    let text =
-        if args.json { as_json(&emulator, &args, &ca_file) } else { as_text(&emulator, &args, &ca_file) };
+    let identity = args.identity.map(|address| serve_identity(&emulator, address, &args)).transpose()?;
+    let shown = Shown { emulator: &emulator, args: &args, ca_file: &ca_file, identity };
+    let text = if args.json { as_json(&shown) } else { as_text(&shown) };
     let mut stdout = io::stdout().lock();
     // Whoever reads this may have gone; the emulator is of use all the same.
     let _written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok();
@@ -129,19 +156,46 @@ fn write_ca(folder: &Path, pem: &str) -> Result<PathBuf, Fault> {
     })
 }
 
-fn as_json(emulator: &Emulator, args: &HubArgs, ca_file: &Path) -> String {
+fn serve_identity(emulator: &Emulator, address: SocketAddr, args: &HubArgs) -> Result<SocketAddr, Fault> {
+    emulator.assign(&args.roles, Duration::from_secs(86_400));
+    emulator.serve_identity(bind(address)?, &args.identity_folder).map_err(|why| Fault {
+        problem: format!("the token services cannot start: {why}"),
+        hint: "name a folder that this process may write with --identity-folder",
+    })
+}
+
+/// What is printed at start.
+struct Shown<'a> {
+    emulator: &'a Emulator,
+    args: &'a HubArgs,
+    ca_file: &'a Path,
+    identity: Option<SocketAddr>,
+}
+
+fn as_json(shown: &Shown<'_>) -> String {
+    let Shown { emulator, args, ca_file, identity } = shown;
     let line = json!({
         "service_connection_string": emulator.service_connection_string(),
         "owner_connection_string": emulator.owner_connection_string(),
         "ca_file": ca_file,
         "address": emulator.address().to_string(),
         "admin_address": emulator.admin_address().to_string(),
+        "identity_address": identity.map(|address| address.to_string()),
         "devices": args.devices,
     });
     format!("{line}\n")
 }
 
-fn as_text(emulator: &Emulator, args: &HubArgs, ca_file: &Path) -> String {
+fn as_text(shown: &Shown<'_>) -> String {
+    let Shown { emulator, args, ca_file, identity } = shown;
+    let tokens = identity.map_or_else(String::new, |address| {
+        format!(
+            "\nTokens of Entra ID:\n\
+             \x20 as Azure Arc gives them   IDENTITY_ENDPOINT=http://{address}/metadata/identity/oauth2/token \
+             IMDS_ENDPOINT=http://{address}\n\
+             \x20 as virtual machines do    AZURE_POD_IDENTITY_AUTHORITY_HOST=http://{address}\n"
+        )
+    });
     let devices = match args.devices.as_slice() {
         [] => "none yet: create them with --device, or over the registry API".to_owned(),
         devices => devices.iter().map(DeviceId::as_str).collect::<Vec<_>>().join(", "),
@@ -149,6 +203,7 @@ fn as_text(emulator: &Emulator, args: &HubArgs, ca_file: &Path) -> String {
     format!(
         "IoT Hub emulator. Everything is kept in memory; keys and certificates are new at each start.\n\n\
          \x20 hub        https://{}\n\
+         \x20 page       http://{admin}/\n\
          \x20 switches   http://{admin}/emulator/trouble\n\
          \x20 ca_file    {}\n\
          \x20 devices    {devices}\n\n\
@@ -156,9 +211,12 @@ fn as_text(emulator: &Emulator, args: &HubArgs, ca_file: &Path) -> String {
          \x20 all rights {}\n\n\
          Make trouble:\n\
          \x20 curl -d '{{\"kind\":\"unreachable\"}}' http://{admin}/emulator/trouble\n\
-         \x20 kinds: none, unreachable, slow (delay_ms), throttled (retry_after_s), failing (status), drop-answer\n\
+         \x20 kinds: none, unreachable, slow (delay_ms), throttled (retry_after_s), failing (status), drop-answer, quota,\n\
+         \x20        clock-skew (ahead_s), tokens-expired, stale-queries (lag_s); several at once: /emulator/troubles\n\
+         \x20 curl -d '{{\"seconds\":120}}' http://{admin}/emulator/rollback\n\
          Look at the writes:\n\
-         \x20 curl http://{admin}/emulator/log\n\n\
+         \x20 curl http://{admin}/emulator/log\n\
+         {tokens}\n\
          Ctrl-C ends it.\n",
         emulator.address(),
         ca_file.display(),
@@ -197,7 +255,8 @@ mod tests {
             Emulator::start(listener(), listener(), &options, Arc::new(BootClock)).expect("starts");
         let ca_file =
             write_ca(folder.path(), emulator.ca_pem()).map_err(|fault| fault.problem).expect("writes");
-        let line = as_json(&emulator, &args, &ca_file);
+        let shown = Shown { emulator: &emulator, args: &args, ca_file: &ca_file, identity: None };
+        let line = as_json(&shown);
         assert_eq!(line.lines().count(), 1);
         let json: Value = serde_json::from_str(&line).expect("is JSON");
         assert_eq!(json["devices"], serde_json::json!(["edge-1", "edge-2"]));
@@ -207,17 +266,60 @@ mod tests {
             ..crate::hub::Settings::default()
         };
         let hub = crate::hub::rest::RestHub::open(&settings, Arc::new(BootClock)).expect("opens");
-        let twin = crate::hub::Hub::get_twin(&hub, &args.devices[0]).await.expect("reads");
+        let twin = crate::hub::Hub::get_twin(&hub, &(&args.devices[0]).into()).await.expect("reads");
         assert_eq!(twin.device, "edge-1");
-        let text = as_text(&emulator, &args, &ca_file);
+        let text = as_text(&shown);
         for part in ["service_connection_string", "ca_file", "address", "admin_address"] {
             assert!(text.contains(json[part].as_str().expect("a text")), "{part} is missing in:\n{text}");
         }
     }
 
+    #[tokio::test]
+    async fn limits_and_an_identity_can_be_asked_for() {
+        let limits = ["--tier", "s1", "--units", "2", "--throttle-scale", "0.1"];
+        let identity = ["--identity", "127.0.0.1:0", "--role", "data-reader"];
+        let args = args(&[&limits[..], &identity].concat());
+        let free = args.identity.expect("is given");
+        assert_eq!(
+            (args.tier, args.units, args.roles.as_slice()),
+            (Some(Tier::S1), 2, &[Role::DataReader][..])
+        );
+        let folder = tempfile::tempdir().expect("a folder");
+        let args = HubArgs { identity_folder: folder.path().join("tokens"), ..args };
+        let listener = || bind(args.admin).map_err(|fault| fault.problem).expect("a free port");
+        let emulator = Emulator::start(listener(), listener(), &Options::default(), Arc::new(BootClock));
+        let emulator = emulator.expect("starts");
+        let identity = serve_identity(&emulator, free, &args).map_err(|fault| fault.problem).expect("serves");
+        let shown = Shown {
+            emulator: &emulator,
+            args: &args,
+            ca_file: Path::new("ca.pem"),
+            identity: Some(identity),
+        };
+        assert!(as_text(&shown).contains(&format!("IDENTITY_ENDPOINT=http://{identity}/metadata/identity")));
+        assert!(as_json(&shown).contains(&identity.to_string()));
+        // A folder that is a file is refused, with what to do.
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").expect("writes");
+        let args = HubArgs { identity_folder: file, ..args };
+        assert!(
+            serve_identity(&emulator, free, &args)
+                .is_err_and(|fault| fault.hint.contains("--identity-folder"))
+        );
+        emulator.stop().await;
+    }
+
     #[test]
     fn what_cannot_be_is_refused() {
-        for line in [["--listen", "nowhere"], ["--device", "a b"], ["--colour", "blue"]] {
+        for line in [
+            ["--listen", "nowhere"],
+            ["--device", "a b"],
+            ["--colour", "blue"],
+            ["--tier", "B1"],
+            ["--units", "2"],
+            ["--throttle-scale", "0.5"],
+            ["--role", "twin-contributor"],
+        ] {
             assert!(Line::try_parse_from([&["emulate", "hub"], &line[..]].concat()).is_err(), "{line:?}");
         }
         let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -10,8 +10,10 @@ mod client;
 mod demo;
 #[cfg(feature = "emulator")]
 mod emulate;
+mod fleet;
 mod leader;
 mod log;
+mod order;
 mod run;
 mod status;
 mod transfer;
@@ -64,6 +66,12 @@ enum Command {
     Leader(leader::Args),
     Why(why::Args),
     Transfer(transfer::Args),
+    Pause(order::Pause),
+    Resume(order::Resume),
+    Drain(order::Drain),
+    Undrain(order::Undrain),
+    Prefer(order::Prefer),
+    Fleet(fleet::Args),
     #[cfg(feature = "emulator")]
     Emulate(emulate::EmulateArgs),
 }
@@ -96,6 +104,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             Command::Leader(args) => leader::run(args, environment).await,
             Command::Why(args) => why::run(args, environment).await,
             Command::Transfer(args) => transfer::run(args, environment).await,
+            Command::Pause(args) => order::run(order::Order::Pause(args), environment).await,
+            Command::Resume(args) => order::run(order::Order::Resume(args), environment).await,
+            Command::Drain(args) => order::run(order::Order::Drain(args), environment).await,
+            Command::Undrain(args) => order::run(order::Order::Undrain(args), environment).await,
+            Command::Prefer(args) => order::run(order::Order::Prefer(args), environment).await,
+            Command::Fleet(args) => fleet::run(args, environment).await,
             #[cfg(feature = "emulator")]
             Command::Emulate(args) => Ok(emulate::run(args).await),
         }

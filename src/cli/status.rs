@@ -11,7 +11,11 @@ use super::{
     when::{date_seconds, span},
     wrap,
 };
-use crate::{config::Environment, control::proto::GetStatusRequest, status::report::Report};
+use crate::{
+    config::Environment,
+    control::proto::GetStatusRequest,
+    status::report::{Ordered, Report},
+};
 
 const WIDTH: usize = 80;
 const REDRAW: Duration = Duration::from_secs(1);
@@ -160,6 +164,25 @@ fn head(out: &mut String, r: &Report, paint: Paint) {
         words
     };
     let _ = writeln!(out, "{:<10}{words}", "reserve");
+    orders(out, r);
+}
+
+/// What is in force by order, if anything is. Who is drained, by whom and why, stands beside the device.
+fn orders(out: &mut String, r: &Report) {
+    if let Some(Ordered { actor, reason, since_unix_ms }) = &r.orders.paused {
+        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        let since = date_seconds(*since_unix_ms);
+        row(out, "paused", &format!("since {since} UTC by {actor}{why}; nobody takes over"));
+    }
+    if !r.orders.drained.is_empty() {
+        row(out, "drained", &r.orders.drained.keys().map(String::as_str).collect::<Vec<_>>().join(", "));
+    }
+    if let Some(device) = &r.orders.preferred {
+        row(out, "preferred", device);
+    }
+    if let Some(least) = r.orders.stretch_percent_min {
+        row(out, "at least", &format!("{} times the configured timing", f64::from(least) / 100.0));
+    }
 }
 
 fn members(out: &mut String, r: &Report, paint: Paint) {
@@ -220,8 +243,16 @@ fn rest(out: &mut String, r: &Report) {
     let hub = match (h.mirror.as_str(), h.last_success_unix_ms) {
         ("off" | "", _) => "not mirrored".to_owned(),
         (_, last) => {
-            let sync =
-                if h.in_sync { "in sync".to_owned() } else { format!("behind for {}", span(h.lag_ms)) };
+            let elsewhere = h.mirrored_by.as_ref().filter(|by| **by != r.device);
+            let sync = match elsewhere {
+                Some(by) => format!("mirrored by {}", safe(by)),
+                None if h.in_sync => "in sync".to_owned(),
+                None => format!("behind for {}", span(h.lag_ms)),
+            };
+            let sync = match h.confirmed_epoch {
+                Some(epoch) => format!("{sync}, epoch {epoch} confirmed"),
+                None => sync,
+            };
             let last = last.map_or_else(
                 || "no success yet".to_owned(),
                 |ms| format!("last success {} UTC", date_seconds(ms)),

@@ -19,7 +19,6 @@ mod workload;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -58,8 +57,8 @@ pub struct Config {
     pub storage: Storage,
     /// What runs on the owner.
     pub workload: Workload,
-    /// Whether the cloud is told.
-    pub hub: Hub,
+    /// Whether and how the cloud is told.
+    pub hub: crate::hub::Settings,
     /// What is logged and how.
     pub log: Log,
 }
@@ -139,43 +138,6 @@ pub enum Workload {
     },
 }
 
-/// Section `hub`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Hub {
-    /// `mirror = "off"`, the default.
-    Off,
-    /// `mirror = "device-twin"`: the flag stands in each device's own twin.
-    DeviceTwin {
-        /// `hub.flag`: names below `properties.desired`. Default `["quorate"]`. Never empty.
-        flag_path: Vec<String>,
-        /// A shared access policy's connection string.
-        connection_string: Secret,
-        /// `hub.connection_string_file`, if it came from there: read again when the hub refuses it.
-        connection_string_file: Option<PathBuf>,
-        /// `hub.ca_file`: trusted besides the usual roots.
-        ca_file: Option<PathBuf>,
-        /// `hub.refresh`: how often the twins are compared when nothing changed. 1 s to 24 h. Default 10 min.
-        refresh: Duration,
-    },
-}
-
-/// A text that is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The text, for the one place that signs with it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(not shown)")
-    }
-}
-
 /// Section `log`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {
@@ -223,7 +185,7 @@ pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Config, Fa
     let workload = workload::read(work, notes);
     let mine = me.as_ref().and_then(|me| members.iter().find(|m| m.device == *me));
     let (peer, control, http, storage) = listeners::all(&mut root, mine, environment, notes);
-    let hub = hub::read(root.section("hub", notes), notes);
+    let hub = hub::read(root.section("hub", notes), environment, notes);
     let log = log(root.section("log", notes), notes);
     root.done(notes);
     misnamed(environment, notes);

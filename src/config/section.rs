@@ -87,8 +87,11 @@ impl Section {
         Section { name: name.to_owned(), at: node.at, entries, asked: Vec::new(), broken }
     }
 
-    /// The full name of a key in here.
+    /// The full name of a key in here; of the section itself for an empty one.
     pub(super) fn full(&self, key: &str) -> String {
+        if key.is_empty() {
+            return self.name.clone();
+        }
         if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
     }
 
@@ -236,6 +239,19 @@ impl Section {
             texts
         });
         (!wrong).then_some(spot)
+    }
+
+    /// A list of texts, or one word in its place.
+    pub(super) fn word_or_texts(
+        &mut self,
+        key: &'static str,
+        notes: &mut Notes,
+        advice: &str,
+    ) -> Option<Spot<Vec<String>>> {
+        match self.entries.get(key).map(|node| &node.value) {
+            Some(Value::Text(_)) => self.text(key, notes).map(|spot| spot.map(|word| vec![word])),
+            _ => self.texts(key, notes, advice),
+        }
     }
 
     /// All entries of a section whose names are free, as texts. Numbers and booleans are taken as they are written.

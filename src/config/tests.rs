@@ -4,6 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    hub::{
+        MirrorKind, Settings,
+        flag::Place,
+        settings::{Gate, Identity},
+    },
     site::Role,
     timing::{Preset, Timing},
 };
@@ -28,17 +33,17 @@ role = "witness"
 
 const SECRET: &str = "HostName=h.azure-devices.net;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
 
-struct Place {
+struct Folder {
     folder: tempfile::TempDir,
     variables: BTreeMap<String, String>,
 }
 
-impl Place {
-    fn new(text: &str, variables: &[(&str, &str)]) -> Place {
+impl Folder {
+    fn new(text: &str, variables: &[(&str, &str)]) -> Folder {
         let folder = tempfile::tempdir().expect("folder");
         fs::write(folder.path().join("site.toml"), text).expect("writes");
         let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Place { folder, variables }
+        Folder { folder, variables }
     }
 
     fn load(&self) -> Result<Config, Faults> {
@@ -49,7 +54,7 @@ impl Place {
 }
 
 fn loaded(text: &str, variables: &[(&str, &str)]) -> Config {
-    Place::new(text, variables).load().unwrap_or_else(|faults| panic!("{faults}"))
+    Folder::new(text, variables).load().unwrap_or_else(|faults| panic!("{faults}"))
 }
 
 #[test]
@@ -63,7 +68,7 @@ fn a_member_list_is_enough() {
     assert_eq!(config.control.socket.as_deref(), Some(Path::new("/var/lib/quorate/control.sock")));
     assert_eq!(config.http.listen.to_string(), "0.0.0.0:9600");
     assert_eq!(config.storage.path, Path::new("/var/lib/quorate"));
-    assert_eq!((&config.workload, &config.hub), (&Workload::None, &Hub::Off));
+    assert_eq!((&config.workload, &config.hub), (&Workload::None, &Settings::default()));
     assert_eq!(config.log, Log { level: tracing::Level::INFO, format: LogFormat::Text });
     assert_eq!(config.warnings(), Vec::<String>::new());
 }
@@ -115,12 +120,10 @@ fn the_environment_wins_and_may_say_everything() {
     let command = vec!["/app/run".to_owned(), "--fast".to_owned()];
     let stop_timeout = Duration::from_secs(30);
     assert_eq!(config.workload, Workload::Process { command, working_dir: None, env, stop_timeout });
-    let Hub::DeviceTwin { flag_path, connection_string, ca_file: None, refresh, .. } = &config.hub else {
-        panic!("{:?}", config.hub)
-    };
-    assert_eq!(flag_path, &["plant", "owner"]);
-    assert_eq!(connection_string.expose(), SECRET);
-    assert_eq!(*refresh, Duration::from_secs(600));
+    let hub = &config.hub;
+    assert_eq!((hub.mirror, hub.flag.to_string().as_str()), (MirrorKind::DeviceTwin, "plant.owner"));
+    assert_eq!(hub.connection_string.as_ref().map(|s| s.reveal()), Some(SECRET));
+    assert_eq!(hub.refresh, Duration::from_secs(3600));
     assert!(!format!("{config:?}").contains("c2VjcmV0"));
 }
 
@@ -158,14 +161,72 @@ fn the_environment_alone_is_enough() {
 
 #[test]
 fn the_secret_may_come_from_a_file() {
-    let place = Place::new(SITE, &[("IOTEDGE_DEVICEID", "edge-1"), ("QUORATE_HUB__MIRROR", "device-twin")]);
+    let place = Folder::new(SITE, &[("IOTEDGE_DEVICEID", "edge-1"), ("QUORATE_HUB__MIRROR", "device-twin")]);
     let file = place.folder.path().join("secret");
     writeln!(fs::File::create(&file).expect("creates"), "{SECRET}\n").expect("writes");
     let mut place = place;
     place.variables.insert("QUORATE_HUB__CONNECTION_STRING_FILE".into(), file.display().to_string());
     let config = place.load().unwrap_or_else(|faults| panic!("{faults}"));
-    let Hub::DeviceTwin { connection_string, .. } = config.hub else { panic!("no mirror") };
-    assert_eq!(connection_string.expose(), SECRET);
+    assert_eq!((config.hub.connection_string, config.hub.connection_string_file), (None, Some(file)));
+}
+
+#[test]
+fn the_hub_may_have_it_all() {
+    let place = Folder::new(
+        &format!(
+            "{SITE}[hub]\nmirror = \"both\"\nplace = \"both\"\nplain = \"app.enabled\"\nworkload_module = \"plant-control\"\n\
+             identity = \"arc\"\nhost = \"h.azure-devices.net\"\nrefresh = \"2h\"\ntimeout = \"3s\"\nsites = 10000\n\
+             updates_per_second = 500\ncommands = [\"status\", \"transfer\"]\ngate = {{ input = \"in\", output = \"out\" }}\n\
+             module_connection_string_file = \"FILE\"\ngateway = \"edge-1.plant\"\n"
+        ),
+        &[("IOTEDGE_DEVICEID", "edge-1")],
+    );
+    let file = place.folder.path().join("module");
+    fs::write(&file, "HostName=h;DeviceId=edge-1;ModuleId=quorate;SharedAccessKey=c2VjcmV0").expect("writes");
+    let name = place.folder.path().join("site.toml");
+    let text = fs::read_to_string(&name).expect("reads").replace("FILE", &file.display().to_string());
+    fs::write(name, text).expect("writes");
+    let hub = place.load().unwrap_or_else(|faults| panic!("{faults}")).hub;
+    let expected = Settings {
+        mirror: MirrorKind::Both,
+        place: Place::Both,
+        plain: Some("app.enabled".to_owned().try_into().expect("a path")),
+        workload_module: Some("plant-control".into()),
+        identity: Some(Identity::Arc),
+        host: Some("h.azure-devices.net".into()),
+        module_connection_string_file: Some(file),
+        gateway: Some("edge-1.plant".into()),
+        refresh: Duration::from_secs(7200),
+        timeout: Duration::from_secs(3),
+        sites: 10_000,
+        updates_per_second: 500,
+        commands: vec!["status".into(), "transfer".into()],
+        gate: Some(Gate { input: "in".into(), output: "out".into() }),
+        ..Settings::default()
+    };
+    assert_eq!(hub, expected);
+}
+
+#[test]
+fn under_the_runtime_the_own_module_twin_is_the_mirror() {
+    let runtime = [
+        ("IOTEDGE_WORKLOADURI", "unix:///var/run/iotedge/workload.sock"),
+        ("IOTEDGE_IOTHUBHOSTNAME", "h.azure-devices.net"),
+        ("IOTEDGE_DEVICEID", "edge-1"),
+        ("IOTEDGE_MODULEID", "quorate"),
+        ("IOTEDGE_MODULEGENERATIONID", "638"),
+        ("IOTEDGE_GATEWAYHOSTNAME", "edge-1.plant"),
+        ("IOTEDGE_APIVERSION", "2019-01-30"),
+    ];
+    let hub = loaded(SITE, &runtime).hub;
+    assert_eq!((hub.mirror, hub.connection_string), (MirrorKind::ModuleTwin, None));
+    let edge = hub.edge.expect("is told");
+    assert_eq!((edge.module.as_str(), edge.generation.as_str()), ("quorate", "638"));
+    let off = loaded(SITE, &[&runtime[..], &[("QUORATE_HUB__MIRROR", "off")]].concat()).hub;
+    assert_eq!(off.mirror, MirrorKind::Off);
+    // Half an environment is a fault.
+    let half = Folder::new(SITE, &runtime[..3]).load().expect_err("is refused").to_string();
+    assert!(half.contains("IOTEDGE_MODULEID: is missing although IOTEDGE_WORKLOADURI is set"), "{half}");
 }
 
 #[test]
@@ -188,7 +249,7 @@ proptest! {
     ) {
         let variables = [(key.as_str(), value.as_str()), ("IOTEDGE_DEVICEID", "edge-1")];
         for text in [text.clone(), format!("{SITE}{text}")] {
-            if let Err(faults) = Place::new(&text, &variables).load() {
+            if let Err(faults) = Folder::new(&text, &variables).load() {
                 prop_assert!(!faults.0.is_empty());
                 prop_assert!(faults.0.iter().all(|f| !f.to_string().replace("\n    ", "").contains(char::is_control)));
             }

@@ -12,26 +12,26 @@ use tonic::{Request, Response, Status};
 
 use super::{
     proto::{
-        self, GetLeaderRequest, GetStatusRequest, Leader, OwnershipState, TransferReply, TransferRequest,
-        WatchLeaderRequest, WatchOwnershipRequest, WhyReply, WhyRequest, control_server::Control,
-        ownership_server::Ownership,
+        self, DeviceRequest, GetLeaderRequest, GetStatusRequest, Leader, OrderReply, OrderRequest,
+        OwnershipState, TransferReply, TransferRequest, WatchLeaderRequest, WatchOwnershipRequest, WhyReply,
+        WhyRequest, control_server::Control, ownership_server::Ownership,
     },
     watch::tell,
 };
 use crate::{
     clock::{Moment, millis},
     id::DeviceId,
+    reconcile::commands::{Fulfilled, Order, REASON_MAX, Refusal, Wish},
     status::{
-        door::{Answer, Handle, Permit, Refusal, Transfer},
+        door::{Answer, Handle, Permit},
         report::Report,
     },
 };
 
 /// Open streams of all clients together.
 const STREAMS_MAX: usize = 64;
-/// The longest that a handover is waited for; what the node began, it finishes without us.
-const TRANSFER_TIME: Duration = Duration::from_secs(75);
-const REASON_MAX_BYTES: usize = 256;
+/// The longest that an order is waited for; what the node began, it finishes without us.
+const ORDER_TIME: Duration = Duration::from_secs(75);
 const ACTOR_MAX_BYTES: usize = 128;
 
 /// Both services. Cheap to clone; clones share the limit on streams.
@@ -54,6 +54,28 @@ impl Service {
                 "{STREAMS_MAX} streams are open already; close some and try again"
             ))
         })
+    }
+
+    /// Passes a person's or program's order on to the node.
+    async fn order(&self, order: Order, reason: String, actor: String) -> Result<Fulfilled, Status> {
+        plain("reason", &reason, REASON_MAX)?;
+        plain("actor", &actor, ACTOR_MAX_BYTES)?;
+        let actor = if actor.is_empty() { "unknown".to_owned() } else { actor };
+        tracing::info!(actor, "ordered: {order:?}");
+        let wish = Wish { id: None, order, reason, actor, base: None, expires_unix_ms: 0 };
+        match tokio::time::timeout(ORDER_TIME, self.door.order(wish)).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(refusal)) => Err(match &refusal {
+                Refusal::NoSuchDevice(text) => Status::not_found(text.clone()),
+                Refusal::Unfit(text) => Status::failed_precondition(text.clone()),
+                Refusal::Stale(text) => Status::aborted(text.clone()),
+                Refusal::NotNow(text) => Status::unavailable(text.clone()),
+                Refusal::Unconfirmed(text) => Status::deadline_exceeded(text.clone()),
+            }),
+            Err(_) => {
+                Err(Status::deadline_exceeded("it was begun and is not confirmed yet; ask `quorate status`"))
+            }
+        }
     }
 
     pub(super) fn door(&self) -> &Handle {
@@ -137,32 +159,46 @@ impl Control for Service {
 
     async fn transfer(&self, request: Request<TransferRequest>) -> Result<Response<TransferReply>, Status> {
         let TransferRequest { to, reason, actor } = request.into_inner();
-        let to = match to.as_str() {
-            "" => None,
-            to => {
-                Some(DeviceId::new(to).map_err(|e| Status::invalid_argument(format!("the device id {e}")))?)
-            }
-        };
-        plain("reason", &reason, REASON_MAX_BYTES)?;
-        plain("actor", &actor, ACTOR_MAX_BYTES)?;
-        let actor = if actor.is_empty() { "unknown".to_owned() } else { actor };
-        tracing::info!("{actor} asks for a handover to {}", to.as_ref().map_or("any device", |d| d.as_str()));
-        let transfer = self.door.transfer(Transfer { to, reason, actor });
-        match tokio::time::timeout(TRANSFER_TIME, transfer).await {
-            Ok(Ok(done)) => {
-                Ok(Response::new(TransferReply { device: done.device.to_string(), epoch: done.epoch.get() }))
-            }
-            Ok(Err(refusal)) => Err(match &refusal {
-                Refusal::NoSuchDevice(text) => Status::not_found(text.clone()),
-                Refusal::Unfit(text) => Status::failed_precondition(text.clone()),
-                Refusal::NotNow(text) => Status::unavailable(text.clone()),
-                Refusal::Unconfirmed(text) => Status::deadline_exceeded(text.clone()),
-            }),
-            Err(_) => Err(Status::deadline_exceeded(
-                "the handover was begun and is not confirmed yet; ask `quorate status`",
-            )),
-        }
+        let to = if to.is_empty() { None } else { Some(device(&to)?) };
+        let done = self.order(Order::Transfer(to), reason, actor).await?;
+        let device = done.owner.map(|device| device.to_string()).unwrap_or_default();
+        Ok(Response::new(TransferReply { device, epoch: done.epoch.get() }))
     }
+
+    async fn pause(&self, request: Request<OrderRequest>) -> Result<Response<OrderReply>, Status> {
+        let OrderRequest { reason, actor } = request.into_inner();
+        self.order(Order::Pause, reason, actor).await.map(reply)
+    }
+
+    async fn resume(&self, request: Request<OrderRequest>) -> Result<Response<OrderReply>, Status> {
+        let OrderRequest { reason, actor } = request.into_inner();
+        self.order(Order::Resume, reason, actor).await.map(reply)
+    }
+
+    async fn drain(&self, request: Request<DeviceRequest>) -> Result<Response<OrderReply>, Status> {
+        let DeviceRequest { device: name, reason, actor } = request.into_inner();
+        self.order(Order::Drain(device(&name)?), reason, actor).await.map(reply)
+    }
+
+    async fn undrain(&self, request: Request<DeviceRequest>) -> Result<Response<OrderReply>, Status> {
+        let DeviceRequest { device: name, reason, actor } = request.into_inner();
+        self.order(Order::Undrain(device(&name)?), reason, actor).await.map(reply)
+    }
+
+    async fn prefer(&self, request: Request<DeviceRequest>) -> Result<Response<OrderReply>, Status> {
+        let DeviceRequest { device: name, reason, actor } = request.into_inner();
+        let preferred = if name.is_empty() { None } else { Some(device(&name)?) };
+        self.order(Order::Prefer(preferred), reason, actor).await.map(reply)
+    }
+}
+
+fn device(name: &str) -> Result<DeviceId, Status> {
+    DeviceId::new(name).map_err(|e| Status::invalid_argument(format!("the device id {e}")))
+}
+
+fn reply(done: Fulfilled) -> Response<OrderReply> {
+    let owner = done.owner.map(|device| device.to_string()).unwrap_or_default();
+    Response::new(OrderReply { epoch: done.epoch.get(), owner })
 }
 
 #[tonic::async_trait]

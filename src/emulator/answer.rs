@@ -83,7 +83,7 @@ pub(super) fn empty(status: u16) -> Response {
 }
 
 /// A random identifier in the usual dashes.
-fn guid() -> String {
+pub(super) fn guid() -> String {
     let mut bytes = [0_u8; 16];
     // Without randomness the id is all zeros, which harms nobody.
     let _filled = SystemRandom::new().fill(&mut bytes).is_ok();

@@ -1,39 +1,59 @@
 //! An IoT Hub to try things on, without Azure: the service REST API over TLS, on this machine.
 //!
 //! How it is unlike the real hub: it keeps everything in memory; its certificate authority and its policies' keys are
-//! made at each start; queries see every write at once, where the real hub may lag by minutes; it has no quotas and no
-//! rates unless a trouble is switched on; it has no MQTT, no methods, no messages, no jobs, no configurations, no bulk
-//! registry calls and no Entra tokens. What it has follows the recorded behaviour of the real hub: the merge, `$version`,
+//! made at each start; queries see every write at once and deployments take effect at once, where the real hub may lag by
+//! minutes; it has no quotas and no rates unless a tier or a trouble is switched on; it has no AMQP, no messages to devices and
+//! no jobs. What it has follows the recorded behaviour of the real hub: the merge, `$version`,
 //! `$metadata`, etags, `If-Match` with its traps, limits, error bodies and headers. It is a tool for development and
 //! never part of a production image.
 
 mod admin;
 mod answer;
+mod asked;
 mod ca;
+mod configurations;
+mod deploy;
+mod edge;
+mod entra;
+mod gate;
+mod methods;
+mod mqtt;
+mod page;
 mod policies;
 mod query;
+mod registry;
 mod routes;
 mod wire;
+
+pub use edge::{EdgeHub, EdgeOptions};
+pub use mqtt::Message;
 
 use std::{
     collections::VecDeque,
     io,
     net::{SocketAddr, TcpListener},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::Clock,
     hub::{
-        memory::Trouble,
-        store::{Entry, IfMatch, Refusal, Store, Target, Write},
+        memory::{Rollback, Trouble},
+        store::{Entry, IfMatch, Refusal, Stamp, Store, Target, Write},
+        throttle::{Count, Operation, Plan},
+        trouble::Rule,
         twin::{Change, Manner, Properties},
         wall,
     },
     id::DeviceId,
 };
+
+pub use entra::Role;
 
 /// The most writes remembered; the oldest are forgotten first.
 const LOG_MAX: usize = 50_000;
@@ -62,11 +82,13 @@ pub struct Options {
     pub host: String,
     /// Further names and addresses for the certificate, beside `localhost`, `127.0.0.1` and `::1`.
     pub names: Vec<String>,
+    /// The limits of a tier; without, there are none.
+    pub plan: Option<Plan>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { devices: Vec::new(), host: "localhost".into(), names: Vec::new() }
+        Options { devices: Vec::new(), host: "localhost".into(), names: Vec::new(), plan: None }
     }
 }
 
@@ -74,10 +96,15 @@ impl Default for Options {
 struct State {
     store: Mutex<Store>,
     log: Mutex<Log>,
-    trouble: Mutex<Trouble>,
+    gate: Mutex<gate::Gate>,
+    /// Counts what the page shows.
+    touched: watch::Sender<u64>,
     /// Cancelled to cut every connection there is; then replaced.
     line: Mutex<CancellationToken>,
     policies: policies::Policies,
+    tenant: entra::Tenant,
+    devices: mqtt::Devices,
+    configurations: Mutex<configurations::Configurations>,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -87,6 +114,7 @@ struct State {
 struct Log {
     forgotten: u64,
     writes: VecDeque<Write>,
+    rollbacks: Vec<Rollback>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -94,22 +122,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl State {
+    fn stamp(&self) -> Stamp {
+        Stamp::now(&*self.clock)
+    }
+
     fn at(&self) -> String {
         wall::rfc3339(self.clock.wall_ms())
     }
 
-    fn trouble(&self) -> Trouble {
-        *lock(&self.trouble)
+    /// A device's or module's own key.
+    fn device_key(&self, who: &Target, which: &str) -> Option<Vec<u8>> {
+        let name = format!("{}\n{}", who.device, who.module.as_deref().unwrap_or_default());
+        Some(self.policies.device_key(&name, which))
     }
 
-    fn set_trouble(&self, trouble: Trouble) {
-        *lock(&self.trouble) = trouble;
-        if trouble == Trouble::Unreachable {
-            let mut line = lock(&self.line);
-            line.cancel();
-            *line = self.stop.child_token();
-        }
-        tracing::info!(?trouble, "the emulated hub's trouble was switched");
+    fn report(&self, target: &Target, patch: &Properties) -> Result<Entry, Refusal> {
+        let entry = lock(&self.store).report(target, patch, self.stamp()).cloned()?;
+        self.touch();
+        Ok(entry)
     }
 
     fn change(
@@ -119,20 +149,30 @@ impl State {
         manner: Manner,
         if_match: &IfMatch,
     ) -> Result<Entry, Refusal> {
-        let (at, now) = (self.at(), self.clock.now());
+        let at = self.stamp();
         // The log is locked first, so that its order is the order of the writes.
         let mut log = lock(&self.log);
-        let entry = lock(&self.store).change(target, change, manner, if_match, &at)?.clone();
+        let (before, entry) = {
+            let mut store = lock(&self.store);
+            let before = store.get(target)?.twin.desired.values.clone();
+            (before, store.change(target, change, manner, if_match, at)?.clone())
+        };
         if log.writes.len() >= LOG_MAX {
             log.writes.pop_front();
             log.forgotten += 1;
         }
         log.writes.push_back(Write {
-            at: now,
+            at: at.moment,
             target: target.clone(),
             change: change.clone(),
             version: entry.twin.version,
         });
+        // Still under the log's lock, so that devices hear of the changes in their order.
+        if let Some(desired) = &change.desired {
+            self.desired_changed(&entry, &before, desired, manner);
+        }
+        drop(log);
+        self.touch();
         Ok(entry)
     }
 }
@@ -141,6 +181,8 @@ impl State {
 pub struct Emulator {
     state: Arc<State>,
     ca_pem: String,
+    tls: Arc<rustls::ServerConfig>,
+    authority: Arc<ca::Authority>,
     address: SocketAddr,
     admin_address: SocketAddr,
     host: String,
@@ -169,22 +211,30 @@ impl Emulator {
         let admin = tokio::net::TcpListener::from_std(admin)?;
         let mut names = vec![options.host.clone()];
         names.extend(options.names.iter().cloned());
-        let authority = ca::Authority::new(&names).map_err(|why| Error::Keys(why.to_string()))?;
+        let authority = ca::Authority::new().map_err(|why| Error::Keys(why.to_string()))?;
+        let tls = authority.server(&names).map_err(|why| Error::Keys(why.to_string()))?;
         let policies = policies::Policies::new().map_err(|why| Error::Keys(why.to_string()))?;
+        let tenant = entra::Tenant::new().map_err(|why| Error::Keys(why.to_string()))?;
         let stop = CancellationToken::new();
         let state = Arc::new(State {
             store: Mutex::default(),
             log: Mutex::default(),
-            trouble: Mutex::default(),
+            gate: Mutex::new(gate::Gate::new(options.plan)),
+            touched: watch::channel(0).0,
             line: Mutex::new(stop.child_token()),
             policies,
+            tenant,
+            devices: mqtt::Devices::new(&ca::names(&names)),
+            configurations: Mutex::default(),
             clock,
             stop,
             tasks: TaskTracker::new(),
         });
         let emulator = Emulator {
             state: state.clone(),
-            ca_pem: authority.ca_pem,
+            ca_pem: authority.pem(),
+            tls: tls.clone(),
+            authority: Arc::new(authority),
             address,
             admin_address,
             host: options.host.clone(),
@@ -192,9 +242,28 @@ impl Emulator {
         for device in &options.devices {
             emulator.create_device(device);
         }
-        wire::serve(hub, authority.tls, &state);
+        wire::serve(hub, tls, &state);
         admin::serve(admin, &state);
         Ok(emulator)
+    }
+
+    /// Serves the token services of Azure Arc and of virtual machines on `listener` (plain HTTP: keep it on loopback), at
+    /// `/metadata/identity/oauth2/token`. Arc's proofs are written into `folder`, which is made if need be; Microsoft's
+    /// clients accept none but `/var/opt/azcmagent/tokens`. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Listener`], also if the folder cannot be used.
+    pub fn serve_identity(&self, listener: TcpListener, folder: &Path) -> Result<SocketAddr, Error> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        entra::serve(tokio::net::TcpListener::from_std(listener)?, folder, &self.state)?;
+        Ok(address)
+    }
+
+    /// Gives the identity these roles at the hub and no others, and its future tokens this life. At first it is
+    /// [`Role::TwinContributor`], with tokens for a day.
+    pub fn assign(&self, roles: &[Role], life: Duration) {
+        self.state.tenant.set_rules(entra::Rules { roles: roles.to_vec(), life_s: life.as_secs() });
     }
 
     /// Where the hub listens.
@@ -231,21 +300,72 @@ impl Emulator {
         )
     }
 
-    /// Switches to this trouble. Switching to [`Trouble::Unreachable`] cuts every connection at once.
+    /// Ends all troubles and switches to this one. Switching to [`Trouble::Unreachable`] cuts every connection at once.
     pub fn trouble(&self, trouble: Trouble) {
         self.state.set_trouble(trouble);
     }
 
+    /// Switches a trouble on beside the others and returns its number.
+    ///
+    /// # Errors
+    /// One sentence, if the rule is wrong or too many are on.
+    pub fn add_trouble(&self, rule: Rule) -> Result<u64, String> {
+        self.state.add_trouble(rule)
+    }
+
+    /// Switches the trouble of this number off. `false` if it was not on.
+    pub fn end_trouble(&self, id: u64) -> bool {
+        lock(&self.state.gate).troubles.remove(id)
+    }
+
+    /// From now on the chances of troubles are thrown from this seed.
+    pub fn seed(&self, seed: u64) {
+        lock(&self.state.gate).troubles.seed(seed);
+    }
+
+    /// Loses what was written in the last while (at most ten minutes) and cuts every connection, as a failover to another
+    /// region does. Returns how many changes are lost.
+    pub fn rollback(&self, by: Duration) -> usize {
+        self.state.rollback(by)
+    }
+
+    /// Every [`rollback`](Self::rollback) so far, oldest first.
+    pub fn rollbacks(&self) -> Vec<Rollback> {
+        lock(&self.state.log).rollbacks.clone()
+    }
+
+    /// What the limits have let through so far, of this kind of operation.
+    pub fn count(&self, operation: Operation) -> Count {
+        lock(&self.state.gate).counted(operation)
+    }
+
     /// Creates an IoT Edge device; one that exists stays as it is.
     pub fn create_device(&self, device: &DeviceId) {
-        let at = self.state.at();
-        let created = lock(&self.state.store).create(&Target::device(device.as_str()), true, &at).is_ok();
+        let at = self.state.stamp();
+        let created = lock(&self.state.store).create(&Target::device(device.as_str()), true, at).is_ok();
         tracing::debug!(%device, created, "device in the emulated hub");
+    }
+
+    /// Creates a module of a device that exists; one that exists stays as it is.
+    pub fn create_module(&self, target: &Target) {
+        let at = self.state.stamp();
+        let created = lock(&self.state.store).create(target, false, at).is_ok();
+        tracing::debug!(%target, created, "module in the emulated hub");
+    }
+
+    /// Enables or disables a device.
+    pub fn enable_device(&self, device: &DeviceId, enabled: bool) {
+        let (at, target) = (self.state.stamp(), Target::device(device.as_str()));
+        let changed = lock(&self.state.store).update(&target, enabled, true, &IfMatch::Any, at).is_ok();
+        self.state.registry_changed();
+        tracing::debug!(%device, enabled, changed, "device switched in the emulated hub");
     }
 
     /// Deletes a device, its modules and twins, if it exists.
     pub fn delete_device(&self, device: &DeviceId) {
-        let gone = lock(&self.state.store).delete(&Target::device(device.as_str()), &IfMatch::Any).is_ok();
+        let (at, target) = (self.state.stamp(), Target::device(device.as_str()));
+        let gone = lock(&self.state.store).delete(&target, &IfMatch::Any, at).is_ok();
+        self.state.registry_changed();
         tracing::debug!(%device, gone, "device no longer in the emulated hub");
     }
 
@@ -259,7 +379,9 @@ impl Emulator {
     /// # Errors
     /// As the hub would refuse it.
     pub fn meddle(&self, target: &Target, change: &Change) -> Result<Entry, Refusal> {
-        self.state.change(target, change, Manner::Merge, &IfMatch::Any)
+        let entry = self.state.change(target, change, Manner::Merge, &IfMatch::Any)?;
+        self.state.deploy();
+        Ok(entry)
     }
 
     /// What a device or module says of itself, past all trouble.
@@ -267,8 +389,7 @@ impl Emulator {
     /// # Errors
     /// As the hub would refuse it.
     pub fn report(&self, target: &Target, patch: &Properties) -> Result<Entry, Refusal> {
-        let at = self.state.at();
-        lock(&self.state.store).report(target, patch, &at).cloned()
+        self.state.report(target, patch)
     }
 
     /// The accepted writes, oldest first, as far as they are remembered.

@@ -37,14 +37,14 @@ pub(super) struct Policies {
 }
 
 /// Why a request is not let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Denied {
     /// No token, not a token, unknown policy, wrong signature or resource.
     Unknown,
     /// The token has expired.
     Expired,
-    /// The policy lacks the right.
-    Right,
+    /// The right is missing; the sentence names it.
+    Right(String),
 }
 
 impl Policies {
@@ -76,7 +76,12 @@ impl Policies {
 
     /// A device's or module's own key, as the registry shows it.
     pub(super) fn device_key_base64(&self, name: &str, which: &str) -> String {
-        STANDARD.encode(hmac::sign(&self.devices, format!("{which}\n{name}").as_bytes()))
+        STANDARD.encode(self.device_key(name, which))
+    }
+
+    /// The same as bytes.
+    pub(super) fn device_key(&self, name: &str, which: &str) -> Vec<u8> {
+        hmac::sign(&self.devices, format!("{which}\n{name}").as_bytes()).as_ref().to_vec()
     }
 
     /// Lets a request in, or says why not. `hosts` are the names this hub goes by, in lower case.
@@ -89,7 +94,7 @@ impl Policies {
     ) -> Result<(), Denied> {
         let token = authorization.and_then(Presented::parse).ok_or(Denied::Unknown)?;
         let name = token.policy.as_deref().ok_or(Denied::Unknown)?;
-        let policy = self.policies.get(name).ok_or(Denied::Unknown)?;
+        let (name, policy) = self.policies.get_key_value(name).ok_or(Denied::Unknown)?;
         if !token.signed_by(&policy.key) {
             return Err(Denied::Unknown);
         }
@@ -103,6 +108,11 @@ impl Policies {
         if resource != host.to_lowercase() && resource != bare(&host.to_lowercase()) {
             return Err(Denied::Unknown);
         }
-        if policy.rights.contains(&right) { Ok(()) } else { Err(Denied::Right) }
+        if policy.rights.contains(&right) {
+            return Ok(());
+        }
+        Err(Denied::Right(format!(
+            "The policy {name} lacks the right {right:?}, which this operation needs."
+        )))
     }
 }

@@ -9,7 +9,7 @@ use axum::{
     Router,
     body::to_bytes,
     extract::{ConnectInfo, Request, State as Shared},
-    http::{HeaderMap, Method, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, header, request::Parts},
     response::Response,
 };
 use percent_encoding::percent_decode_str;
@@ -18,19 +18,22 @@ use serde_json::{Value, json};
 use super::{
     State,
     answer::{Failure, empty, json_response},
-    lock,
-    policies::{Denied, Right},
-    query,
+    asked::{Need, need},
+    configurations, gate, lock, methods,
+    policies::Denied,
+    query, registry,
     wire::Peer,
 };
 use crate::hub::{
-    memory::Trouble,
-    store::{Entry, IfMatch, Refusal, Target},
+    store::{Entry, IfMatch, Target},
+    throttle::Operation,
+    trouble::Fate,
     twin::{Change, Manner},
+    wall,
 };
 
 const BODY_MAX: usize = 256 * 1024;
-const NEVER: &str = "0001-01-01T00:00:00Z";
+pub(super) const NEVER: &str = "0001-01-01T00:00:00Z";
 
 pub(super) fn router(state: Arc<State>) -> Router {
     Router::new().fallback(handle).with_state(state)
@@ -42,37 +45,6 @@ async fn handle(
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
-    let fail = |failure: Failure| failure.into_response(&state.at());
-    let trouble = state.trouble();
-    match trouble {
-        Trouble::Throttled { retry_after_s } => {
-            let failure = Failure::new(429, "ThrottlingException", "Throttling: too many requests.");
-            return fail(Failure { retry_after_s, ..failure });
-        }
-        Trouble::Failing { status: 503 } => {
-            return fail(Failure::new(503, "ServiceUnavailable", "The service is unavailable."));
-        }
-        Trouble::Failing { status } => {
-            return fail(Failure::new(status, "ServerError", "An internal error occurred."));
-        }
-        Trouble::None | Trouble::Unreachable | Trouble::Slow { .. } | Trouble::DropAnswer => {}
-    }
-    let result = match to_bytes(body, BODY_MAX).await {
-        Ok(body) => answer(&state, &parts, &body),
-        Err(_) => Err(Failure::new(413, "MessageTooLarge", "The request is too large.")),
-    };
-    let response = result.unwrap_or_else(fail);
-    match trouble {
-        Trouble::Slow { delay_ms } => tokio::time::sleep(Duration::from_millis(delay_ms)).await,
-        Trouble::DropAnswer if matches!(parts.method, Method::PATCH | Method::PUT | Method::DELETE) => {
-            peer.cut()
-        }
-        _ => {}
-    }
-    response
-}
-
-fn answer(state: &State, parts: &Parts, body: &[u8]) -> Result<Response, Failure> {
     let segments: Vec<String> = parts
         .uri
         .path()
@@ -81,41 +53,96 @@ fn answer(state: &State, parts: &Parts, body: &[u8]) -> Result<Response, Failure
         .map(|segment| percent_decode_str(segment).decode_utf8_lossy().into_owned())
         .collect();
     let path: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let right = match (&parts.method, path.as_slice()) {
-        (_, ["twins", ..]) | (_, ["devices", "query"]) | (_, ["statistics", "service"]) => {
-            Right::ServiceConnect
-        }
-        (&Method::GET, _) => Right::RegistryRead,
-        _ => Right::RegistryWrite,
+    let need = need(&parts.method, &path);
+    let fate = state.fate(need.operation, need.device);
+    if fate.unreachable {
+        state.count(0);
+        peer.cut();
+        return empty(503);
+    }
+    let now_s = state.clock.wall_ms() / 1000;
+    let hub_s = now_s.saturating_add_signed(fate.ahead_s);
+    let result = match fate.turned {
+        Some(turned) => Err(gate::turned(turned)),
+        None => match to_bytes(body, BODY_MAX).await {
+            Ok(body) => serve(&state, &parts, &path, &need, &body, hub_s, &fate).await,
+            Err(_) => Err(Failure::new(413, "MessageTooLarge", "The request is too large.")),
+        },
     };
-    authorize(state, &parts.headers, right)?;
+    let mut response = result.unwrap_or_else(|failure| failure.into_response(&state.at()));
+    if fate.delay > Duration::ZERO {
+        tokio::time::sleep(fate.delay).await;
+    }
+    let writes = parts.method != Method::GET && need.operation != Operation::Query;
+    if fate.answer_lost && writes {
+        state.count(0);
+        peer.cut();
+        return response;
+    }
+    if hub_s != now_s
+        && let Ok(date) = HeaderValue::from_str(&wall::http_date_text(hub_s))
+    {
+        response.headers_mut().insert(header::DATE, date);
+    }
+    state.count(response.status().as_u16());
+    response
+}
+
+/// Checks what every request is checked for, waits if there is a burst, and answers.
+async fn serve(
+    state: &State,
+    parts: &Parts,
+    path: &[&str],
+    need: &Need<'_>,
+    body: &[u8],
+    hub_s: u64,
+    fate: &Fate,
+) -> Result<Response, Failure> {
+    authorize(state, &parts.headers, need, hub_s, fate.token_expired)?;
     api_version(parts.uri.query().unwrap_or_default())?;
+    tokio::time::sleep(state.admit(need.operation, body.len())?).await;
+    let response = match need.operation {
+        Operation::Query => run_query(state, &parts.headers, body, fate.stale)?,
+        _ => answer(state, parts, path, body).await?,
+    };
+    if parts.method != Method::GET {
+        state.deploy();
+    }
+    Ok(response)
+}
+
+async fn answer(state: &State, parts: &Parts, path: &[&str], body: &[u8]) -> Result<Response, Failure> {
     let if_match = IfMatch::from_header(text(&parts.headers, "if-match"));
-    match (&parts.method, path.as_slice()) {
+    match (&parts.method, path) {
+        (&Method::POST, ["twins", device, "methods"]) => {
+            methods::invoke(state, &Target::device(device), body).await
+        }
+        (&Method::POST, ["twins", device, "modules", module, "methods"]) => {
+            methods::invoke(state, &Target::module(device, module), body).await
+        }
         (method, ["twins", device]) => twin(state, method, &Target::device(device), &if_match, body),
         (method, ["twins", device, "modules", module]) => {
             twin(state, method, &Target::module(device, module), &if_match, body)
         }
-        (&Method::POST, ["devices", "query"]) => run_query(state, &parts.headers, body),
-        (&Method::GET, ["devices"]) => list(state, parts, None),
+        (&Method::POST, ["devices"]) => registry::bulk(state, body),
+        (&Method::GET, ["devices"]) => registry::list(state, parts, None),
         (&Method::GET, ["devices", device, "modules"]) => {
             lock(&state.store).get(&Target::device(device))?;
-            list(state, parts, Some(device))
+            registry::list(state, parts, Some(device))
         }
-        (method, ["devices", device]) => identity(state, method, &Target::device(device), parts, body),
+        (method, ["devices", device]) => {
+            registry::identity(state, method, &Target::device(device), parts, body)
+        }
         (method, ["devices", device, "modules", module]) => {
-            identity(state, method, &Target::module(device, module), parts, body)
+            registry::identity(state, method, &Target::module(device, module), parts, body)
         }
-        (&Method::GET, ["statistics", "devices"]) => {
-            let store = lock(&state.store);
-            let devices = || store.all().filter(|entry| entry.twin.module.is_none());
-            let (total, enabled) = (devices().count(), devices().filter(|entry| entry.enabled).count());
-            let body = json!({ "totalDeviceCount": total, "enabledDeviceCount": enabled,
-                "disabledDeviceCount": total - enabled });
-            Ok(json_response(200, &body, &[]))
+        (&Method::GET, ["statistics", "devices"]) => Ok(registry::statistics(state)),
+        (method, ["configurations", rest @ ..]) => configurations::answer(state, method, rest, parts, body),
+        (&Method::POST, ["devices", device, "applyConfigurationContent"]) => {
+            configurations::apply_to(state, device, body)
         }
         (&Method::GET, ["statistics", "service"]) => {
-            Ok(json_response(200, &json!({ "connectedDeviceCount": 0 }), &[]))
+            Ok(json_response(200, &json!({ "connectedDeviceCount": state.devices.connected() }), &[]))
         }
         (method, _) => Err(Failure::new(
             404,
@@ -125,19 +152,32 @@ fn answer(state: &State, parts: &Parts, body: &[u8]) -> Result<Response, Failure
     }
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+pub(super) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-fn authorize(state: &State, headers: &HeaderMap, right: Right) -> Result<(), Failure> {
+fn authorize(
+    state: &State,
+    headers: &HeaderMap,
+    need: &Need<'_>,
+    hub_s: u64,
+    token_expired: bool,
+) -> Result<(), Failure> {
     let host = text(headers, "host").unwrap_or_default();
     let token = text(headers, header::AUTHORIZATION.as_str());
-    let unauthorized = |why: &str| Failure::new(401, "IotHubUnauthorizedAccess", why);
-    state.policies.check(token, right, host, state.clock.wall_ms() / 1000).map_err(|denied| match denied {
-        Denied::Unknown => unauthorized("Unauthorized"),
-        Denied::Expired => unauthorized("The token has expired."),
-        Denied::Right => unauthorized("The policy lacks the right for this operation."),
-    })
+    let unauthorized = |why: String| Failure::new(401, "IotHubUnauthorizedAccess", why);
+    let bearer = token.and_then(|token| token.strip_prefix("Bearer "));
+    let checked = match bearer {
+        Some(bearer) => state.tenant.check(bearer.trim(), need.action, hub_s),
+        None => state.policies.check(token, need.right, host, hub_s),
+    };
+    match checked {
+        Ok(()) if token_expired => Err(unauthorized("The token has expired.".into())),
+        Ok(()) => Ok(()),
+        Err(Denied::Unknown) => Err(unauthorized("Unauthorized".into())),
+        Err(Denied::Expired) => Err(unauthorized("The token has expired.".into())),
+        Err(Denied::Right(said)) => Err(unauthorized(said)),
+    }
 }
 
 /// Any version since 2018-06-30, dated, possibly a preview.
@@ -158,7 +198,7 @@ fn api_version(query: &str) -> Result<(), Failure> {
     }
 }
 
-fn json(body: &[u8]) -> Result<Value, Failure> {
+pub(super) fn json(body: &[u8]) -> Result<Value, Failure> {
     serde_json::from_slice(body)
         .map_err(|why| Failure::new(400, "FormatError", format!("The body is not JSON: {why}")))
 }
@@ -173,38 +213,38 @@ fn twin(
     let manner = match *method {
         Method::GET => {
             let entry = lock(&state.store).get(target)?.clone();
-            return Ok(twin_response(&entry));
+            return Ok(twin_response(state, &entry));
         }
         Method::PATCH => Manner::Merge,
         Method::PUT => Manner::Replace,
         _ => return Err(Failure::new(405, "InvalidOperation", "Method not allowed.")),
     };
     let change = Change::from_json(&json(body)?).map_err(|why| Failure::argument(why.to_string()))?;
-    Ok(twin_response(&state.change(target, &change, manner, if_match)?))
+    Ok(twin_response(state, &state.change(target, &change, manner, if_match)?))
 }
 
-fn twin_response(entry: &Entry) -> Response {
-    json_response(200, &twin_json(entry), &[("etag", format!("\"{}\"", entry.twin.etag))])
+fn twin_response(state: &State, entry: &Entry) -> Response {
+    json_response(200, &twin_json(state, entry), &[("etag", format!("\"{}\"", entry.twin.etag))])
 }
 
 /// The twin as the hub shows it, with what the registry adds.
-pub(super) fn twin_json(entry: &Entry) -> Value {
+pub(super) fn twin_json(state: &State, entry: &Entry) -> Value {
     let mut json = entry.twin.to_json();
     if let Some(map) = json.as_object_mut() {
         let mut add = |key: &str, value: Value| map.insert(key.to_owned(), value);
         add("deviceEtag", json!(entry.identity_etag));
-        add("status", json!(status(entry)));
+        add("status", json!(registry::status(entry)));
         add("statusUpdateTime", json!(NEVER));
-        add("connectionState", json!("Disconnected"));
-        add("lastActivityTime", json!(NEVER));
         add("cloudToDeviceMessageCount", json!(0));
         add("authenticationType", json!("sas"));
         add("x509Thumbprint", json!({ "primaryThumbprint": null, "secondaryThumbprint": null }));
         add("modelId", json!(""));
+        state.devices.show(&entry.twin, false, map);
+        let mut add = |key: &str, value: Value| map.insert(key.to_owned(), value);
         if entry.twin.module.is_none() {
             add("capabilities", json!({ "iotEdge": entry.edge }));
             if entry.edge {
-                add("deviceScope", json!(scope(entry)));
+                add("deviceScope", json!(registry::scope(entry)));
                 add("parentScopes", json!([]));
             }
         }
@@ -212,116 +252,7 @@ pub(super) fn twin_json(entry: &Entry) -> Value {
     json
 }
 
-fn status(entry: &Entry) -> &'static str {
-    if entry.enabled { "enabled" } else { "disabled" }
-}
-
-fn scope(entry: &Entry) -> String {
-    format!("ms-azure-iot-edge://{}-{}", entry.twin.device, generation(entry))
-}
-
-fn generation(entry: &Entry) -> String {
-    (638_000_000_000_000_000 + entry.generation).to_string()
-}
-
-/// The registry's view of an entry, with its keys.
-fn identity_json(state: &State, entry: &Entry) -> Value {
-    let name = format!("{}\n{}", entry.twin.device, entry.twin.module.as_deref().unwrap_or_default());
-    let mut json = json!({
-        "deviceId": entry.twin.device,
-        "generationId": generation(entry),
-        "etag": entry.identity_etag,
-        "connectionState": "Disconnected",
-        "connectionStateUpdatedTime": NEVER,
-        "lastActivityTime": NEVER,
-        "cloudToDeviceMessageCount": 0,
-        "authentication": {
-            "type": "sas",
-            "symmetricKey": {
-                "primaryKey": state.policies.device_key_base64(&name, "primary"),
-                "secondaryKey": state.policies.device_key_base64(&name, "secondary"),
-            },
-            "x509Thumbprint": { "primaryThumbprint": null, "secondaryThumbprint": null },
-        },
-    });
-    if let Some(map) = json.as_object_mut() {
-        if let Some(module) = &entry.twin.module {
-            map.insert("moduleId".into(), json!(module));
-            map.insert("managedBy".into(), json!("IotEdge"));
-        } else {
-            map.insert("status".into(), json!(status(entry)));
-            map.insert("statusReason".into(), Value::Null);
-            map.insert("statusUpdatedTime".into(), json!(NEVER));
-            map.insert("capabilities".into(), json!({ "iotEdge": entry.edge }));
-            if entry.edge {
-                map.insert("deviceScope".into(), json!(scope(entry)));
-                map.insert("parentScopes".into(), json!([]));
-            }
-        }
-    }
-    json
-}
-
-fn identity(
-    state: &State,
-    method: &Method,
-    target: &Target,
-    parts: &Parts,
-    body: &[u8],
-) -> Result<Response, Failure> {
-    let header = text(&parts.headers, "if-match");
-    let if_match = IfMatch::from_header(header);
-    let shown = |entry: &Entry| {
-        json_response(200, &identity_json(state, entry), &[("etag", format!("\"{}\"", entry.identity_etag))])
-    };
-    match *method {
-        Method::GET => Ok(shown(lock(&state.store).get(target)?)),
-        Method::DELETE => {
-            lock(&state.store).delete(target, &if_match)?;
-            Ok(empty(204))
-        }
-        Method::PUT => {
-            let json = json(body)?;
-            let edge = json.pointer("/capabilities/iotEdge").and_then(Value::as_bool).unwrap_or(false);
-            let enabled = json.get("status").and_then(Value::as_str) != Some("disabled");
-            let at = state.at();
-            let mut store = lock(&state.store);
-            // With If-Match a PUT updates what exists; without, it creates.
-            if header.is_some() {
-                return Ok(shown(store.update(target, enabled, edge, &if_match)?));
-            }
-            store.create(target, edge, &at).map_err(|refusal| match refusal {
-                Refusal::Exists(name) if target.module.is_some() => {
-                    Failure::new(409, "ModuleAlreadyExistsOnDevice", name)
-                }
-                other => other.into(),
-            })?;
-            Ok(shown(store.update(target, enabled, edge, &IfMatch::Any)?))
-        }
-        _ => Err(Failure::new(405, "InvalidOperation", "Method not allowed.")),
-    }
-}
-
-fn list(state: &State, parts: &Parts, device: Option<&str>) -> Result<Response, Failure> {
-    let query = parts.uri.query().unwrap_or_default();
-    let top = query
-        .split('&')
-        .find_map(|part| part.strip_prefix("top=").or_else(|| part.strip_prefix("maxCount=")));
-    let top = match top.map(str::parse::<usize>) {
-        None => 1000,
-        Some(Ok(top)) if (1..=1000).contains(&top) => top,
-        Some(_) => return Err(Failure::argument("top must be 1 to 1000.")),
-    };
-    let store = lock(&state.store);
-    let wanted = |entry: &&Entry| match device {
-        Some(device) => entry.twin.device == device && entry.twin.module.is_some(),
-        None => entry.twin.module.is_none(),
-    };
-    let found = store.all().filter(wanted).take(top).map(|entry| identity_json(state, entry)).collect();
-    Ok(json_response(200, &Value::Array(found), &[]))
-}
-
-fn run_query(state: &State, headers: &HeaderMap, body: &[u8]) -> Result<Response, Failure> {
+fn run_query(state: &State, headers: &HeaderMap, body: &[u8], stale: Duration) -> Result<Response, Failure> {
     let json = json(body)?;
     let text_of_query =
         json.get("query").and_then(Value::as_str).ok_or_else(|| Failure::argument("query is missing."))?;
@@ -336,7 +267,13 @@ fn run_query(state: &State, headers: &HeaderMap, body: &[u8]) -> Result<Response
         Some(token) => query::offset(token, text_of_query)
             .ok_or_else(|| Failure::argument("The continuation token does not belong to this query."))?,
     };
-    let twins: Vec<Value> = lock(&state.store).all().map(twin_json).collect();
+    let twins: Vec<Value> = if stale > Duration::ZERO {
+        let mut store = lock(&state.store).clone();
+        store.rollback(stale, state.clock.now());
+        store.all().map(|entry| twin_json(state, entry)).collect()
+    } else {
+        lock(&state.store).all().map(|entry| twin_json(state, entry)).collect()
+    };
     let rows = query.run(&twins);
     let mut answer_headers = vec![("x-ms-item-type", query.item_type().to_owned())];
     if rows.len() > from.saturating_add(page) {

@@ -27,8 +27,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{State, lock, routes};
-use crate::hub::memory::Trouble;
+use super::{State, routes};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -62,8 +61,8 @@ async fn accept(
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let cut = lock(&state.line).child_token();
-        if state.trouble() == Trouble::Unreachable {
+        let cut = state.line();
+        if state.is_cut_off() {
             drop(tcp);
             continue;
         }

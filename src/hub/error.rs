@@ -27,6 +27,9 @@ pub enum Error {
         /// The hub's words, and a hint if this device's wall clock differs from the hub's.
         detail: String,
     },
+    /// This machine's identity gives no token; the hub was not asked.
+    #[error("no token for the hub from {0}")]
+    NoToken(String),
     /// 404: the hub does not know the device.
     #[error("the hub does not know device {device}")]
     DeviceMissing {
@@ -99,7 +102,7 @@ impl Error {
     /// The condition that an operator sees while this lasts; `None` for what the mirror settles by itself.
     pub fn condition(&self) -> Option<Condition> {
         match self {
-            Error::Unauthorized { .. } => Some(Condition::HubUnauthorized),
+            Error::Unauthorized { .. } | Error::NoToken(_) => Some(Condition::HubUnauthorized),
             Error::DeviceMissing { .. } => Some(Condition::HubDeviceMissing),
             Error::Changed => None,
             Error::Throttled { .. } => Some(Condition::HubThrottled),
@@ -125,6 +128,7 @@ impl Error {
             }
             Error::Unreachable(_) => back_off(UNREACHED_CAP, None),
             Error::Unauthorized { .. }
+            | Error::NoToken(_)
             | Error::TimedOut { .. }
             | Error::NotTheHub(_)
             | Error::Untrusted(_) => back_off(ANSWERED_CAP, None),
@@ -143,6 +147,7 @@ impl Error {
             },
             Error::DeviceMissing { .. } => "404".into(),
             Error::Changed => "412".into(),
+            Error::NoToken(_) => "no_token".into(),
             Error::TimedOut { .. } => "timeout".into(),
             Error::NotTheHub(_) => "bad_answer".into(),
             Error::Untrusted(_) => "untrusted".into(),
@@ -154,7 +159,11 @@ impl Error {
     pub fn answered(&self) -> bool {
         !matches!(
             self,
-            Error::TimedOut { .. } | Error::NotTheHub(_) | Error::Untrusted(_) | Error::Unreachable(_)
+            Error::NoToken(_)
+                | Error::TimedOut { .. }
+                | Error::NotTheHub(_)
+                | Error::Untrusted(_)
+                | Error::Unreachable(_)
         )
     }
 }

@@ -45,18 +45,55 @@ pub struct Seen {
     pub epoch: u64,
     /// Whether it says that the device owns. Read even from a flag that is otherwise spoilt.
     pub active: bool,
+    /// Whether something stands there that is no flag.
+    pub foreign: bool,
+}
+
+/// In which part of a twin the flag stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Place {
+    /// Under `properties.desired`: the device's modules see it.
+    #[default]
+    Desired,
+    /// Under `tags`: deployments and routes select by it, devices do not see it.
+    Tags,
+    /// In both, written by one request.
+    Both,
+}
+
+impl Seen {
+    /// What stands there after `flag` was written.
+    pub fn of(flag: Flag) -> Seen {
+        Seen { epoch: flag.epoch, active: flag.active, flag: Some(flag), foreign: false }
+    }
 }
 
 impl Flag {
+    pub(super) fn to_properties(&self) -> Properties {
+        let mut inner = Properties::new();
+        inner.insert("active".into(), self.active.into());
+        inner.insert("leader".into(), self.leader.clone().into());
+        inner.insert("epoch".into(), self.epoch.into());
+        inner.insert("site".into(), self.site.clone().into());
+        inner.insert("since".into(), self.since.clone().into());
+        inner.insert("reason".into(), self.reason.clone().into());
+        inner
+    }
+
     /// The flag that `device`'s twin should show.
     pub fn wanted(published: &Published, device: &DeviceId) -> Flag {
+        Flag::wanted_on(published, device.as_str())
+    }
+
+    /// The flag that the twins of a device and its modules should show.
+    pub fn wanted_on(published: &Published, device: &str) -> Flag {
         let mut reason = published.reason.clone();
         if reason.len() > REASON_MAX {
             let end = (0..=REASON_MAX).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or(0);
             reason.truncate(end);
         }
         Flag {
-            active: published.owner.as_ref() == Some(device),
+            active: published.owner.as_ref().is_some_and(|owner| owner.as_str() == device),
             leader: published.owner.as_ref().map(|owner| owner.as_str().to_owned()).unwrap_or_default(),
             epoch: published.epoch,
             site: published.site.as_str().to_owned(),
@@ -67,8 +104,7 @@ impl Flag {
 }
 
 /// Where the flag stands under `properties.desired`: keys joined by dots, such as `quorate` or `ha.owner`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FlagPath(Vec<String>);
 
 impl Default for FlagPath {
@@ -99,33 +135,44 @@ impl fmt::Display for FlagPath {
 }
 
 impl FlagPath {
-    /// Reads what stands at the path.
-    pub fn read(&self, desired: &Properties) -> Seen {
-        let mut keys = self.0.iter();
-        let first = keys.next().and_then(|key| desired.get(key));
-        let Some(value) = keys.fold(first, |at, key| at.and_then(|value| value.get(key))) else {
-            return Seen::default();
-        };
-        let epoch = value.get("epoch").and_then(number).unwrap_or(0);
-        let active = value.get("active").and_then(Value::as_bool).unwrap_or(false);
-        Seen { flag: serde_json::from_value(value.clone()).ok(), epoch, active }
+    /// Whether one of the two stands at or inside the other.
+    pub fn meets(&self, other: &FlagPath) -> bool {
+        self.0.iter().zip(&other.0).all(|(one, other)| one == other)
     }
 
-    /// The change that writes `flag` at the path.
+    /// What stands at the path, whatever it is.
+    pub fn find<'a>(&self, properties: &'a Properties) -> Option<&'a Value> {
+        let mut keys = self.0.iter();
+        let first = keys.next().and_then(|key| properties.get(key));
+        keys.fold(first, |at, key| at.and_then(|value| value.get(key)))
+    }
+
+    /// Reads what stands at the path.
+    pub fn read(&self, properties: &Properties) -> Seen {
+        let Some(value) = self.find(properties) else { return Seen::default() };
+        let epoch = value.get("epoch").and_then(number).unwrap_or(0);
+        let active = value.get("active").and_then(Value::as_bool).unwrap_or(false);
+        let flag: Option<Flag> = Flag::deserialize(value).ok();
+        Seen { foreign: flag.is_none(), flag, epoch, active }
+    }
+
+    /// The change that writes `flag` at the path below `properties.desired`.
     pub fn write(&self, flag: &Flag) -> Change {
-        let mut inner = Properties::new();
-        inner.insert("active".into(), flag.active.into());
-        inner.insert("leader".into(), flag.leader.clone().into());
-        inner.insert("epoch".into(), flag.epoch.into());
-        inner.insert("site".into(), flag.site.clone().into());
-        inner.insert("since".into(), flag.since.clone().into());
-        inner.insert("reason".into(), flag.reason.clone().into());
-        let desired = self.0.iter().rev().fold(inner, |inner, key| {
+        Change { tags: None, desired: Some(self.put(Value::Object(flag.to_properties()))) }
+    }
+
+    /// An object with `value` at the path.
+    pub(super) fn put(&self, value: Value) -> Properties {
+        let wrap = |inner: Value, key: &String| {
             let mut outer = Properties::new();
-            outer.insert(key.clone(), Value::Object(inner));
-            outer
-        });
-        Change { tags: None, desired: Some(desired) }
+            outer.insert(key.clone(), inner);
+            Value::Object(outer)
+        };
+        match self.0.iter().rev().fold(value, wrap) {
+            Value::Object(outer) => outer,
+            // A path has at least one key.
+            _ => Properties::new(),
+        }
     }
 }
 
@@ -186,7 +233,7 @@ mod tests {
             Value::Object(desired) => FlagPath::default().read(&desired),
             _ => Seen::default(),
         };
-        assert_eq!(read(json!(true)), Seen::default());
+        assert_eq!(read(json!(true)), Seen { foreign: true, ..Seen::default() });
         assert_eq!(read(json!({"epoch": 9})).epoch, 9);
         assert_eq!(read(json!({"epoch": "9", "active": true})).epoch, 9);
         assert_eq!(read(json!({"epoch": 9.0})).epoch, 9);
@@ -212,7 +259,7 @@ mod tests {
             let mut desired = Properties::new();
             merge(&mut desired, &path.write(&flag).desired.expect("desired"));
             let seen = path.read(&desired);
-            prop_assert_eq!(seen, Seen { epoch: flag.epoch, active: flag.active, flag: Some(flag) });
+            prop_assert_eq!(seen, Seen::of(flag));
         }
     }
 }

@@ -3,7 +3,7 @@
 //! It promises that nothing but the configured hub gets the credentials: redirects are never followed, proxies are not
 //! taken from the environment, plain HTTP is not spoken. Every call ends within one deadline and is tried once; trouble
 //! is told apart by who can mend it (`error.rs`). Answers are read up to a limit, whatever they claim to be.
-//! Only this file knows reqwest.
+//! Of the hub itself, only this file asks with reqwest; tokens come from `sas.rs` and `entra.rs`.
 
 use std::{
     error::Error as StdError,
@@ -26,16 +26,20 @@ use serde_json::Value;
 
 use super::{
     BoxFuture, Error, Hub,
+    entra::{Entra, TokenSource},
     sas::{Credentials, Tokens, UNRESERVED},
-    settings::{CONNECTION_STRING_ADVICE, Settings},
+    settings::{CONNECTION_STRING_ADVICE, Identity, Settings},
+    target::Target,
     twin::{Change, Twin},
     wall,
 };
-use crate::{clock::Clock, id::DeviceId, timing::Fault};
+use crate::{clock::Clock, timing::Fault};
 
 const API_VERSION: &str = "2021-04-12";
 /// A twin at all of the hub's limits, with its metadata, stays well below this.
 const ANSWER_MAX: usize = 2 * 1024 * 1024;
+/// How long a knock waits for the door: longer than a satellite takes.
+const KNOCK: Duration = Duration::from_secs(2);
 /// Wall clocks further apart than this are worth a hint; the hub itself allows five minutes.
 const SKEW_S: u64 = 240;
 
@@ -43,7 +47,7 @@ const SKEW_S: u64 = 240;
 #[derive(Debug)]
 pub struct RestHub {
     client: reqwest::Client,
-    tokens: Tokens,
+    tokens: TokenSource,
     host: String,
     /// Where the connection string came from, if from a file: keys are rotated by writing it anew.
     file: Option<PathBuf>,
@@ -57,13 +61,32 @@ impl RestHub {
     /// # Errors
     /// All faults at once, each naming a key of the `hub` section. None quotes a secret.
     pub fn open(settings: &Settings, clock: Arc<dyn Clock>) -> Result<RestHub, Vec<Fault>> {
-        let credentials = credentials(settings);
-        let roots = roots(settings.ca_file.as_deref());
-        let (credentials, roots) = match (credentials, roots) {
-            (Ok(credentials), Ok(roots)) => (credentials, roots),
-            (credentials, roots) => return Err(credentials.err().into_iter().chain(roots.err()).collect()),
+        Self::from_source(source(settings, &clock), settings, clock)
+    }
+
+    /// Like [`RestHub::open`], for the hub at `host` with tokens from elsewhere.
+    ///
+    /// # Errors
+    /// All faults at once, each naming a key of the `hub` section.
+    pub fn with_tokens(
+        host: String,
+        tokens: TokenSource,
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<RestHub, Vec<Fault>> {
+        Self::from_source(Ok((host, tokens)), settings, clock)
+    }
+
+    fn from_source(
+        source: Result<(String, TokenSource), Fault>,
+        settings: &Settings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<RestHub, Vec<Fault>> {
+        let (source, roots) = match (source, roots(settings.ca_file.as_deref())) {
+            (Ok(source), Ok(roots)) => (source, roots),
+            (source, roots) => return Err(source.err().into_iter().chain(roots.err()).collect()),
         };
-        Self::with(credentials, roots, settings, clock).map_err(|why| {
+        Self::with(source, roots, settings, clock).map_err(|why| {
             vec![Fault {
                 setting: "mirror",
                 problem: format!("the HTTPS client cannot be built: {why}"),
@@ -73,7 +96,7 @@ impl RestHub {
     }
 
     fn with(
-        credentials: Credentials,
+        (host, tokens): (String, TokenSource),
         roots: RootCertStore,
         settings: &Settings,
         clock: Arc<dyn Clock>,
@@ -96,8 +119,8 @@ impl RestHub {
             .build()?;
         Ok(RestHub {
             client,
-            host: credentials.host().to_owned(),
-            tokens: Tokens::new(credentials),
+            host,
+            tokens,
             file: settings.connection_string_file.clone().filter(|_| settings.connection_string.is_none()),
             timeout,
             clock,
@@ -107,54 +130,75 @@ impl RestHub {
     async fn call(
         &self,
         method: Method,
-        device: &DeviceId,
+        target: &Target,
         change: Option<&Change>,
         if_match: Option<&str>,
     ) -> Result<Twin, Error> {
         let rejected = |detail: &str| Error::Rejected { status: 0, detail: detail.to_owned() };
-        if matches!(device.as_str(), "." | "..") {
-            return Err(rejected("a device of this name cannot be addressed over HTTP"));
+        let names = [Some(&target.device), target.module.as_ref()];
+        if names.iter().flatten().any(|name| matches!(name.as_str(), "." | "..")) {
+            return Err(rejected("an identity of this name cannot be addressed over HTTP"));
         }
-        let url = format!(
-            "https://{}/twins/{}?api-version={API_VERSION}",
-            self.host,
-            utf8_percent_encode(device.as_str(), UNRESERVED)
-        );
-        let mut token = HeaderValue::from_str(&self.tokens.get(&*self.clock))
-            .map_err(|_| rejected("the policy's name does not fit into a header"))?;
-        token.set_sensitive(true);
-        let mut request = self.client.request(method, url).header(AUTHORIZATION, token);
-        if let Some(change) = change {
-            request = request
-                .header(CONTENT_TYPE, "application/json; charset=utf-8")
-                .body(change.to_json().to_string());
+        let mut path = format!("/twins/{}", utf8_percent_encode(&target.device, UNRESERVED));
+        if let Some(module) = &target.module {
+            path += &format!("/modules/{}", utf8_percent_encode(module, UNRESERVED));
         }
+        let mut headers = HeaderMap::new();
         if let Some(etag) = if_match {
             // Without the quotes the hub would ignore the etag and write in any case.
             let quoted = HeaderValue::from_str(&format!("\"{etag}\""))
                 .map_err(|_| rejected("the etag does not fit into a header"))?;
-            request = request.header(IF_MATCH, quoted);
+            headers.insert(IF_MATCH, quoted);
         }
-        let answer = request.send().await.map_err(|why| self.broken(why))?;
+        let body = change.map(|change| change.to_json().to_string());
+        let (_, body) = self.ask(method, &path, headers, body, &target.to_string(), ANSWER_MAX).await?;
+        twin(&body, target)
+    }
+
+    /// One request, and the headers and body of a 200. `about` names the identity that a 404 is about; a body longer than
+    /// `most` bytes is not the hub's.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        mut headers: HeaderMap,
+        body: Option<String>,
+        about: &str,
+        most: usize,
+    ) -> Result<(HeaderMap, Vec<u8>), Error> {
+        let token = self.tokens.authorization(&*self.clock).await?;
+        let mut token = HeaderValue::from_str(token.reveal()).map_err(|_| Error::Rejected {
+            status: 0,
+            detail: "the policy's name does not fit into a header".into(),
+        })?;
+        token.set_sensitive(true);
+        headers.insert(AUTHORIZATION, token);
+        let url = format!("https://{}{path}?api-version={API_VERSION}", self.host);
+        let mut request = self.client.request(method, url);
+        if let Some(body) = body {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+            request = request.body(body);
+        }
+        let answer = request.headers(headers).send().await.map_err(|why| self.broken(why))?;
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let body = self.body(answer).await?;
+        let body = self.body(answer, most).await?;
         if status == StatusCode::OK {
-            return twin(&body, device);
+            return Ok((headers, body));
         }
-        let error = self.refused(status, &headers, &body, device);
+        let error = self.refused(status, &headers, &body, about);
         if matches!(error, Error::Unauthorized { .. }) {
             self.refresh_credentials().await;
         }
         Err(error)
     }
 
-    /// The hub refused our token. The next one is made anew, with the key that the file holds by then.
+    /// The hub refused our token. The next one is made or asked for anew, a policy's with the key that the file holds by then.
     async fn refresh_credentials(&self) {
-        self.tokens.refused();
-        let Some(file) = &self.file else { return };
+        self.tokens.refused().await;
+        let (TokenSource::Sas(tokens), Some(file)) = (&self.tokens, &self.file) else { return };
         let Ok(text) = tokio::fs::read_to_string(file).await else { return };
         match Credentials::parse(&text) {
-            Ok(credentials) if credentials.host() == self.host => self.tokens.replace(credentials),
+            Ok(credentials) if credentials.host() == self.host => tokens.replace(credentials),
             Ok(_) => tracing::warn!(file = %file.display(), "names another hub now; restart to use it"),
             Err(why) => {
                 tracing::warn!(file = %file.display(), "no longer holds a connection string: it {why}")
@@ -163,11 +207,11 @@ impl RestHub {
     }
 
     /// The answer's body, up to the limit.
-    async fn body(&self, mut answer: Response) -> Result<Vec<u8>, Error> {
+    async fn body(&self, mut answer: Response, most: usize) -> Result<Vec<u8>, Error> {
         let mut body = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(|why| self.broken(why))? {
-            if body.len() + chunk.len() > ANSWER_MAX {
-                return Err(Error::NotTheHub(format!("its answer is longer than {ANSWER_MAX} bytes")));
+            if body.len() + chunk.len() > most {
+                return Err(Error::NotTheHub(format!("its answer is longer than {most} bytes")));
             }
             body.extend_from_slice(&chunk);
         }
@@ -175,7 +219,7 @@ impl RestHub {
     }
 
     /// An answer other than 200.
-    fn refused(&self, status: StatusCode, headers: &HeaderMap, body: &[u8], device: &DeviceId) -> Error {
+    fn refused(&self, status: StatusCode, headers: &HeaderMap, body: &[u8], about: &str) -> Error {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let retry_after = text(RETRY_AFTER).and_then(|v| v.trim().parse().ok()).map(Duration::from_secs);
         let number = status.as_u16();
@@ -202,7 +246,7 @@ impl RestHub {
             403 if says("IotHubQuotaExceeded") => Error::Throttled { status: number, retry_after },
             401 | 403 => Error::Unauthorized { status: number, detail: detail() + &self.skew(text(DATE)) },
             404 if says("DeviceNotFound") || says("ModuleNotFound") => {
-                Error::DeviceMissing { device: device.as_str().to_owned() }
+                Error::DeviceMissing { device: about.to_owned() }
             }
             404 => Error::NotTheHub(format!("404, but not for a device: {}", detail())),
             412 => Error::Changed,
@@ -226,11 +270,7 @@ impl RestHub {
     fn broken(&self, why: reqwest::Error) -> Error {
         let why = why.without_url();
         if let Some(tls) = cause::<rustls::Error>(&why) {
-            return match tls {
-                rustls::Error::InvalidCertificate(reason) => Error::Untrusted(certificate(reason)),
-                rustls::Error::InvalidMessage(_) => Error::NotTheHub("it does not speak TLS".into()),
-                other => Error::Unreachable(format!("the TLS handshake failed: {other}")),
-            };
+            return tls_error(tls);
         }
         if why.is_connect() {
             return Error::Unreachable(if why.is_timeout() {
@@ -251,18 +291,57 @@ impl Hub for RestHub {
         &self.host
     }
 
-    fn get_twin<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<Twin, Error>> {
-        Box::pin(self.call(Method::GET, device, None, None))
+    fn knock(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let address =
+                if self.host.contains(':') { self.host.clone() } else { format!("{}:443", self.host) };
+            #[expect(clippy::disallowed_methods, reason = "the hub is not on the LAN")]
+            let connect = tokio::net::TcpStream::connect(address);
+            match tokio::time::timeout(KNOCK, connect).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(why)) => Err(Error::Unreachable(why.to_string())),
+                Err(_) => Err(Error::TimedOut { after: KNOCK }),
+            }
+        })
+    }
+
+    fn get_twin<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Twin, Error>> {
+        Box::pin(self.call(Method::GET, target, None, None))
     }
 
     fn patch_twin<'a>(
         &'a self,
-        device: &'a DeviceId,
+        target: &'a Target,
         change: &'a Change,
         if_match: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Twin, Error>> {
-        Box::pin(self.call(Method::PATCH, device, Some(change), if_match))
+        Box::pin(self.call(Method::PATCH, target, Some(change), if_match))
     }
+}
+
+/// The hub's host, and where tokens for it come from.
+fn source(settings: &Settings, clock: &Arc<dyn Clock>) -> Result<(String, TokenSource), Fault> {
+    let Some(identity) = settings.identity else {
+        let credentials = credentials(settings)?;
+        return Ok((credentials.host().to_owned(), TokenSource::Sas(Tokens::new(credentials))));
+    };
+    // Arc is asked twice for a token, and the hub after that: all of it within twice the time of a call.
+    let (timeout, clock) = (settings.timeout / 2, clock.clone());
+    let source = match identity {
+        Identity::Arc => Entra::arc(None, None, timeout, clock),
+        Identity::Imds => Entra::imds(None, None, timeout, clock),
+    };
+    let fault = |setting, problem, advice: &str| Fault { setting, problem, advice: advice.to_owned() };
+    let source =
+        source.map_err(|why| fault("identity", format!("its service {why}"), "report this as a defect"))?;
+    let host = settings.host.clone().ok_or_else(|| {
+        fault(
+            "host",
+            "is missing, and identity needs it".into(),
+            "write the hub's host, NAME.azure-devices.net",
+        )
+    })?;
+    Ok((host, TokenSource::Entra(source)))
 }
 
 /// The connection string, from the setting or its file.
@@ -317,13 +396,13 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Fault> {
 }
 
 /// The twin in a 200, which must be the one asked for.
-fn twin(body: &[u8], device: &DeviceId) -> Result<Twin, Error> {
+fn twin(body: &[u8], target: &Target) -> Result<Twin, Error> {
     let json: Value = serde_json::from_slice(body)
         .map_err(|_| Error::NotTheHub(format!("200 with {}", kind(&HeaderMap::new(), body))))?;
     let twin =
         Twin::from_json(&json).map_err(|why| Error::NotTheHub(format!("200 without a twin: {why}")))?;
-    if twin.device != device.as_str() || twin.module.is_some() {
-        return Err(Error::NotTheHub("200 with the twin of another device".into()));
+    if twin.device != target.device || twin.module != target.module {
+        return Err(Error::NotTheHub("200 with the twin of somebody else".into()));
     }
     Ok(twin)
 }
@@ -346,6 +425,15 @@ fn kind(headers: &HeaderMap, body: &[u8]) -> &'static str {
         Some(b'<') => "HTML",
         Some(b'{' | b'[') => "other JSON, or JSON that is cut off",
         Some(_) => "something that is not JSON",
+    }
+}
+
+/// Why a TLS connection failed.
+pub(super) fn tls_error(error: &rustls::Error) -> Error {
+    match error {
+        rustls::Error::InvalidCertificate(reason) => Error::Untrusted(certificate(reason)),
+        rustls::Error::InvalidMessage(_) => Error::NotTheHub("it does not speak TLS".into()),
+        other => Error::Unreachable(format!("the TLS handshake failed: {other}")),
     }
 }
 

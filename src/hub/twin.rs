@@ -56,6 +56,8 @@ pub struct Twin {
     pub etag: String,
     /// Grows with every change of the twin.
     pub version: u64,
+    /// Whether the identity may not connect: somebody has disabled it.
+    pub disabled: bool,
     /// What only the cloud sees.
     pub tags: Properties,
     /// What the cloud wants of the device. The flag lives here.
@@ -94,6 +96,7 @@ impl Twin {
             module: module.map(str::to_owned),
             etag,
             version: 2,
+            disabled: false,
             tags: Properties::new(),
             desired,
             reported,
@@ -118,6 +121,7 @@ impl Twin {
             module: json.get("moduleId").and_then(Value::as_str).map(str::to_owned),
             etag: text("etag")?,
             version: json.get("version").and_then(Value::as_u64).ok_or(Malformed::Part("version"))?,
+            disabled: json.get("status").and_then(Value::as_str) == Some("disabled"),
             tags: match json.get("tags") {
                 None | Some(Value::Null) => Properties::new(),
                 Some(Value::Object(tags)) => tags.clone(),

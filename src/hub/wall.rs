@@ -19,6 +19,56 @@ pub fn rfc3339(unix_ms: u64) -> String {
     )
 }
 
+/// Seconds since 1970 as an HTTP `Date` header.
+pub fn http_date_text(unix_s: u64) -> String {
+    let unix_s = unix_s.min(253_402_300_799);
+    let (days, second) = (unix_s / 86_400, unix_s % 86_400);
+    let (year, month, day) = civil(days);
+    // The first of January 1970 was a Thursday.
+    let weekday = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"][usize::try_from(days % 7).unwrap_or(0)];
+    let month = usize::try_from(month).ok().and_then(|month| MONTHS.get(month - 1)).unwrap_or(&"Jan");
+    format!(
+        "{weekday}, {day:02} {month} {year:04} {:02}:{:02}:{:02} GMT",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+
+/// Milliseconds since 1970 of an RFC 3339 text in UTC, as hubs, tools and people write it: 0 to 9 digits after the second,
+/// `Z`, `z`, `+00:00` or, as the hub does for "never", nothing at the end.
+///
+/// `None` for every other text, other zones and years before 1970 included.
+pub fn from_rfc3339(text: &str) -> Option<u64> {
+    let text = text.strip_suffix("+00:00").or(text.strip_suffix(['Z', 'z'])).unwrap_or(text);
+    let (date, time) = text.split_once(['T', 't'])?;
+    let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    let number = |text: &str, digits: usize| {
+        let plain = text.len() == digits && text.bytes().all(|b| b.is_ascii_digit());
+        plain.then(|| text.parse::<u64>().ok()).flatten()
+    };
+    let mut parts = date.split('-');
+    let (year, month, day) =
+        (number(parts.next()?, 4)?, number(parts.next()?, 2)?, number(parts.next()?, 2)?);
+    let mut clock = time.split(':');
+    let (hour, minute, second) =
+        (number(clock.next()?, 2)?, number(clock.next()?, 2)?, number(clock.next()?, 2)?);
+    if parts.next().is_some() || clock.next().is_some() || !(1..=9).contains(&fraction.len()) {
+        return None;
+    }
+    let millis = number(format!("{fraction:0<3}").get(..3)?, 3)?;
+    number(fraction, fraction.len())?;
+    let real = (1..=12).contains(&month) && (1..=31).contains(&day) && year >= 1970;
+    if !real || hour > 23 || minute > 59 || second > 60 || civil(days(year, month, day)) != (year, month, day)
+    {
+        return None;
+    }
+    Some((days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second) * 1000 + millis)
+}
+
 /// Seconds since 1970 of an HTTP `Date` header in its one current form: `Mon, 02 Nov 2026 08:15:30 GMT`.
 ///
 /// `None` for every other text; a missing hint is better than a wrong one.
@@ -32,8 +82,7 @@ pub fn http_date(text: &str) -> Option<u64> {
     if words.next()? != "GMT" || words.next().is_some() || !(1970..=9999).contains(&year) {
         return None;
     }
-    let names = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let month = u64::try_from(names.iter().position(|name| *name == month)?).ok()? + 1;
+    let month = u64::try_from(MONTHS.iter().position(|name| *name == month)?).ok()? + 1;
     let mut parts = time.split(':').map(|part| part.parse::<u64>().ok());
     let (hour, minute, second) = (parts.next()??, parts.next()??, parts.next()??);
     if !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 || parts.next().is_some() {
@@ -72,6 +121,42 @@ mod tests {
 
     use super::*;
 
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(ms in 0..253_402_300_800_000_u64) {
+            prop_assert_eq!(from_rfc3339(&rfc3339(ms)), Some(ms));
+        }
+
+        #[test]
+        fn any_text_is_a_moment_or_none(text in "\\PC{0,40}") {
+            let _ = from_rfc3339(&text);
+        }
+    }
+
+    #[test]
+    fn moments_of_others() {
+        for (text, ms) in [
+            ("2026-11-02T08:15:30.1234567Z", 1_793_607_330_123),
+            ("2026-11-02T08:15:30z", 1_793_607_330_000),
+            ("2026-11-02T08:15:30.1+00:00", 1_793_607_330_100),
+            ("2000-02-29T00:00:00", 951_782_400_000),
+        ] {
+            assert_eq!(from_rfc3339(text), Some(ms), "{text}");
+        }
+        for bad in [
+            "0001-01-01T00:00:00Z",
+            "2026-02-29T00:00:00Z",
+            "2026-11-02",
+            "2026-11-02T08:15:30+02:00",
+            "2026-1-2T08:15:30Z",
+            "2026-11-02T08:15:30.Z",
+            "2026-11-02T08:15:30.xZ",
+            "２026-11-02T08:15:30Z",
+        ] {
+            assert_eq!(from_rfc3339(bad), None, "{bad}");
+        }
+    }
+
     #[test]
     fn known_moments() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
@@ -79,6 +164,7 @@ mod tests {
         assert_eq!(rfc3339(1_793_607_330_123), "2026-11-02T08:15:30.123Z");
         assert_eq!(rfc3339(u64::MAX), "9999-12-31T23:59:59.999Z");
         assert_eq!(http_date("Mon, 02 Nov 2026 08:15:30 GMT"), Some(1_793_607_330));
+        assert_eq!(http_date_text(1_793_607_330), "Mon, 02 Nov 2026 08:15:30 GMT");
         for bad in [
             "",
             "yesterday",
@@ -96,6 +182,7 @@ mod tests {
             let (y, m, d) = civil(day);
             prop_assert!((1..=12).contains(&m) && (1..=31).contains(&d));
             prop_assert_eq!(days(y, m, d), day);
+            prop_assert_eq!(http_date(&http_date_text(day * 86_400 + 4321)), Some(day * 86_400 + 4321));
         }
 
         #[test]

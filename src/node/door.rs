@@ -3,41 +3,34 @@
 //! An answer about ownership is the owner's own lease, or what the owner said of it to this member, counted so that it
 //! can only be too short. Nothing here guesses: without either, the answer is unknown.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::Node;
+use super::{Node, module::ModuleFace};
 use crate::{
     clock::{Clock, Moment},
     condition::Raised,
     dice::Dice,
     epoch::Epoch,
     id::DeviceId,
-    ownership::{
-        command::{self, Command, Outcome},
-        decide::Reason,
-    },
-    raft::{ProposeError, Vouched},
-    reconcile::{lease::Held, mirror::MirrorState},
+    ownership::decide::Reason,
+    raft::Vouched,
+    reconcile::lease::Held,
     status::{
-        door::{Answer, BoxFuture, Door, Permit, Refusal, Transfer, Transferred},
+        door::{Answer, Door, Permit},
         report,
     },
-    workload::{self, Observed},
+    workload::Observed,
 };
-
-/// How long a transfer may take until its caller is told that it is not known what became of it.
-const TRANSFER_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the report needs besides the node itself.
 pub struct Surroundings {
-    /// How the mirror fares, and its kind and hub's name; `None` without a mirror.
-    pub mirror: Option<(watch::Receiver<MirrorState>, String)>,
+    /// The mirror into device twins; `None` without one.
+    pub mirror: Option<super::mirror::Mirroring>,
+    /// The sidecar's own module twin; `None` where it is not written.
+    pub module: Option<ModuleFace>,
     /// The workload's kind.
     pub workload_kind: &'static str,
     /// The workload's conditions.
@@ -50,7 +43,7 @@ pub struct NodeDoor {
     pub(super) surroundings: Surroundings,
     answers: watch::Receiver<Answer>,
     permits: watch::Receiver<Permit>,
-    dice: Mutex<Dice>,
+    pub(super) dice: Mutex<Dice>,
     /// Since when nobody could be vouched for.
     pub(super) ownerless: Mutex<Option<Moment>>,
 }
@@ -95,97 +88,6 @@ impl NodeDoor {
             }
         });
         Arc::new(door)
-    }
-
-    fn choose(&self, to: Option<DeviceId>) -> Result<DeviceId, Refusal> {
-        let roster = self.node.group.roster();
-        let now = self.node.clock().now();
-        let owner = self.node.group.record().borrow().record.owner.as_ref().map(|o| o.device.clone());
-        let fit = |device: &DeviceId| -> Result<(), String> {
-            let member =
-                roster.site.member(device).ok_or(format!("{device} is not a member of this site"))?;
-            if !member.role.may_own() {
-                return Err(format!("{device} is a {}: it votes and never owns", member.role));
-            }
-            if *device == roster.me {
-                return Ok(());
-            }
-            match roster.contact(&member.device) {
-                None => Err(format!("{device} has not been heard")),
-                Some(c) if !c.unfit.is_empty() => Err(format!("{device} says: {}", c.unfit)),
-                Some(c) if c.may_take_over(now, &self.node.group.timing()) => Ok(()),
-                Some(c) => {
-                    let silent =
-                        c.heard.map_or_else(String::new, |h| format!(" for {} ms", now.since(h).as_millis()));
-                    Err(format!("{device} has not been heard{silent}"))
-                }
-            }
-        };
-        match to {
-            Some(to) if roster.site.member(&to).is_none() => {
-                let known: Vec<_> = roster.site.members.iter().map(|m| m.device.to_string()).collect();
-                Err(Refusal::NoSuchDevice(format!(
-                    "{to} is not a member of this site ({})",
-                    known.join(", ")
-                )))
-            }
-            Some(to) => fit(&to).map(|()| to).map_err(Refusal::Unfit),
-            None => {
-                let mut others: Vec<_> = roster.site.members.iter().map(|m| m.device.clone()).collect();
-                others.sort_unstable();
-                let mut refusals = Vec::new();
-                for device in others.into_iter().filter(|d| Some(d) != owner.as_ref()) {
-                    match fit(&device) {
-                        Ok(()) => return Ok(device),
-                        Err(why) => refusals.push(why),
-                    }
-                }
-                Err(Refusal::Unfit(format!("no other device can take over: {}", refusals.join("; "))))
-            }
-        }
-    }
-
-    async fn hand_over(&self, transfer: Transfer) -> Result<Transferred, Refusal> {
-        let mut record = self.node.group.record();
-        let before = record.borrow_and_update().record.clone();
-        let to = self.choose(transfer.to)?;
-        let id = self.dice.lock().unwrap_or_else(PoisonError::into_inner).throw();
-        let command = Command::Transfer(command::Transfer {
-            id,
-            to: to.clone(),
-            base: before.epoch,
-            reason: transfer.reason,
-            actor: transfer.actor,
-            at_unix_ms: self.node.clock().wall_ms(),
-        });
-        match self.node.group.propose(command, TRANSFER_LIMIT).await {
-            Ok(Outcome::Refused(why @ command::Refusal::NotAMember { .. })) => {
-                return Err(Refusal::NoSuchDevice(why.to_string()));
-            }
-            Ok(Outcome::Refused(why @ (command::Refusal::Superseded { .. } | command::Refusal::NoOwner))) => {
-                return Err(Refusal::NotNow(why.to_string()));
-            }
-            Ok(Outcome::Refused(why)) => return Err(Refusal::Unfit(why.to_string())),
-            Ok(_) => {}
-            Err(e @ ProposeError::NoAnswer) => return Err(Refusal::Unconfirmed(e.to_string())),
-            Err(e) => return Err(Refusal::NotNow(e.to_string())),
-        }
-        let next = record.wait_for(|a| a.record.epoch > before.epoch && a.record.owner.is_some());
-        let (owner, epoch) =
-            match tokio::time::timeout(TRANSFER_LIMIT + *workload::STOP_TIMEOUT.end(), next).await {
-                Ok(Ok(applied)) => {
-                    (applied.record.owner.as_ref().map(|o| o.device.clone()), applied.record.epoch)
-                }
-                _ => return Err(Refusal::Unconfirmed(format!("{to} has not claimed yet"))),
-            };
-        match owner {
-            Some(device) if device == to => Ok(Transferred { device, epoch }),
-            Some(device) => {
-                let why = "it did not take over in time, or another handover came between";
-                Err(Refusal::NotNow(format!("{device} owns now, not {to}: {why}")))
-            }
-            None => Err(Refusal::Unconfirmed("nobody owns now".into())),
-        }
     }
 }
 
@@ -282,9 +184,5 @@ impl Door for NodeDoor {
 
     fn permits(&self) -> watch::Receiver<Permit> {
         self.permits.clone()
-    }
-
-    fn transfer(&self, transfer: Transfer) -> BoxFuture<'_, Result<Transferred, Refusal>> {
-        Box::pin(self.hand_over(transfer))
     }
 }

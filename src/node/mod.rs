@@ -3,8 +3,10 @@
 //! [`Node::start`] is handed everything that touches the world ([`Environment`]), so that the same node runs on a real
 //! device and in a simulated site. The loops meet only through the watch channels made here.
 
+mod corridor;
 pub mod door;
 mod mirror;
+pub mod module;
 mod report;
 pub mod run;
 

@@ -8,13 +8,22 @@ use std::{
     time::Duration,
 };
 
-use super::door::{NodeDoor, answer, own};
+use super::{
+    door::{NodeDoor, Surroundings, answer, own},
+    module::ModuleFace,
+};
 use crate::{
     clock::{Moment, millis},
     condition::{Condition, Raised},
     epoch::Epoch,
-    ownership::{decide::Reason, record::Record, view::Standing},
+    hub::MirrorKind,
+    ownership::{
+        decide::Reason,
+        record::{Note, Record},
+        view::Standing,
+    },
     raft::peer::VERSION,
+    reconcile::gate,
     status::{door::Answer, report},
     workload::Observed,
 };
@@ -29,11 +38,17 @@ const SILENT_TO_LEADER: Duration = Duration::from_millis(700);
 impl NodeDoor {
     /// The conditions that hold at this moment.
     pub(super) fn raised(&self) -> Vec<Raised> {
+        self.seen().2
+    }
+
+    /// The members, how many of them may still fail, and the conditions that hold: what is told of this moment elsewhere.
+    pub(super) fn seen(&self) -> (Vec<report::Member>, u32, Vec<Raised>) {
         let now = self.node.clock().now();
         let members = self.members(now);
         let (quorum, may_fail) = self.reserve(&members);
         let known = matches!(answer(&self.node).at(now), Answer::Known { .. });
-        self.conditions(now, quorum, may_fail, known, &members)
+        let raised = self.conditions(now, quorum, may_fail, known, &members);
+        (members, u32::try_from(may_fail).unwrap_or(u32::MAX), raised)
     }
 
     /// Whether a majority is heard, and how many more devices may fail.
@@ -109,6 +124,7 @@ impl NodeDoor {
             quorum,
             devices_may_fail: u32::try_from(may_fail).unwrap_or(u32::MAX),
             workload: self.workload(),
+            orders: orders(&record),
             hub: self.hub(now),
             conditions: conditions.iter().map(report::Condition::from).collect(),
             last_decision: node
@@ -133,6 +149,7 @@ impl NodeDoor {
         } else {
             SILENT
         };
+        let record = self.node.group.record().borrow().record.clone();
         let member = |m: &crate::site::Member| {
             let me = m.device == roster.me;
             let contact = roster.contact(&m.device).unwrap_or_default();
@@ -141,7 +158,10 @@ impl NodeDoor {
             let unfit = match (m.role.may_own(), reachable) {
                 (false, _) => "a witness votes and never owns".into(),
                 (true, false) => "not heard".into(),
-                (true, true) => contact.unfit,
+                (true, true) => match record.drained.get(&m.device) {
+                    Some(by) => format!("drained {by}"),
+                    None => contact.unfit,
+                },
             };
             report::Member {
                 device: m.device.to_string(),
@@ -192,17 +212,30 @@ impl NodeDoor {
     }
 
     fn hub(&self, now: Moment) -> report::Hub {
-        let Some((state, name)) = &self.surroundings.mirror else {
-            return report::Hub { mirror: "off".into(), ..report::Hub::default() };
+        let Surroundings { mirror, module, .. } = &self.surroundings;
+        let kind = match (mirror, module) {
+            (None, None) => MirrorKind::Off,
+            (Some(_), None) => MirrorKind::DeviceTwin,
+            (None, Some(_)) => MirrorKind::ModuleTwin,
+            (Some(_), Some(_)) => MirrorKind::Both,
         };
-        let state = state.borrow().clone();
-        report::Hub {
-            mirror: "device-twin".into(),
-            name: name.clone(),
-            in_sync: state.in_sync,
-            lag_ms: millis(state.lag(now)),
-            last_success_unix_ms: state.last_success_unix_ms,
-            devices: state
+        let mut hub = report::Hub {
+            mirror: kind.name().into(),
+            module: module.as_ref().map(|module| own_twin(module, now)),
+            ..report::Hub::default()
+        };
+        if let Some(mirror) = mirror {
+            let state = mirror.state.borrow().clone();
+            let applied = self.node.group.record();
+            hub.confirmed_epoch =
+                applied.borrow().record.mirrored.as_ref().map(|mirrored| mirrored.epoch.get());
+            hub.mirrored_by = self.node.mirrored_by().map(|device| device.to_string());
+            hub.rolled_back = state.rolled_back;
+            hub.name = mirror.name.clone();
+            hub.in_sync = state.in_sync;
+            hub.lag_ms = millis(state.lag(now));
+            hub.last_success_unix_ms = state.last_success_unix_ms;
+            hub.devices = state
                 .devices
                 .iter()
                 .map(|(device, d)| report::HubDevice {
@@ -210,9 +243,16 @@ impl NodeDoor {
                     epoch: d.epoch_confirmed,
                     error: d.error.clone(),
                 })
-                .collect(),
-            requests: state.requests.clone(),
+                .collect();
+            hub.requests = state.requests;
+        } else if let Some(module) = &hub.module {
+            // The only twin there is.
+            hub.name = module.name.clone();
+            hub.in_sync = module.in_sync;
+            hub.lag_ms = module.lag_ms;
+            hub.last_success_unix_ms = module.last_success_unix_ms;
         }
+        hub
     }
 
     fn knocks(&self) -> Vec<report::Knock> {
@@ -289,6 +329,9 @@ impl NodeDoor {
             });
             raised.push(Raised::new(Condition::NoOwner, why));
         }
+        if let Some(paused) = &node.group.record().borrow().record.paused {
+            raised.push(Raised::new(Condition::SitePaused, paused.to_string()));
+        }
         if let Some(Reason::LeaseLapsed { epoch }) = node.decided.borrow().as_ref().map(|d| d.reason.clone())
         {
             raised.push(Raised::new(Condition::LeaseLapsed, format!("epoch {epoch}")));
@@ -323,10 +366,43 @@ impl NodeDoor {
         for (device, detail) in node.group.roster().rejoining() {
             raised.push(Raised::new(Condition::MemberRejoining, format!("{device}: {detail}")));
         }
-        if let Some((mirror, _)) = &self.surroundings.mirror {
-            raised.extend(mirror.borrow().conditions.iter().cloned());
+        if let Some(mirror) = &self.surroundings.mirror {
+            raised.extend(mirror.state.borrow().conditions.iter().cloned());
+            raised.extend(node.mirrored_elsewhere());
+        }
+        if let Some(module) = &self.surroundings.module {
+            raised.extend(module.state.borrow().conditions.iter().cloned());
         }
         raised
+    }
+}
+
+fn orders(record: &Record) -> report::Orders {
+    let ordered = |note: &Note| report::Ordered {
+        actor: note.actor.clone(),
+        reason: note.reason.clone(),
+        since_unix_ms: note.at_unix_ms,
+    };
+    report::Orders {
+        paused: record.paused.as_ref().map(ordered),
+        drained: record.drained.iter().map(|(device, note)| (device.to_string(), ordered(note))).collect(),
+        preferred: record.preferred.as_ref().map(ToString::to_string),
+        stretch_percent_min: record.least_stretch,
+    }
+}
+
+fn own_twin(module: &ModuleFace, now: Moment) -> report::HubModule {
+    let state = module.state.borrow().clone();
+    let gate = module.gate.as_ref().map(gate::Counts::all).into_iter().flatten();
+    report::HubModule {
+        name: module.name.clone(),
+        connected: state.connected,
+        in_sync: state.in_sync,
+        lag_ms: millis(state.lag(now)),
+        epoch: state.epoch_confirmed,
+        last_success_unix_ms: state.last_success_unix_ms,
+        gate: gate.map(|(fate, count)| (fate.name().to_owned(), count)).collect(),
+        requests: state.requests,
     }
 }
 

@@ -23,7 +23,13 @@ use crate::{
     config::{self, Config},
     control,
     dice::Dice,
-    hub::{self, FlagPath, rest::RestHub},
+    hub::{
+        self,
+        edge::Identity,
+        link::Module,
+        mqtt::client::{Client, Line},
+        rest::RestHub,
+    },
     id::Incarnation,
     ownership::record::Cause,
     raft::{
@@ -81,6 +87,7 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     let stop = CancellationToken::new();
 
     let hub = open_hub(config, &clock)?;
+    let module = open_module(config, &clock)?;
     let syncs = metrics.clone();
     let on_sync = Arc::new(move |took| syncs.fsync(took));
     let folder =
@@ -122,9 +129,13 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     let node = Arc::new(node);
 
     let mirror = hub.map(|(hub, settings)| node.mirror(hub, settings, dice.split()));
-    let surroundings = Surroundings { mirror, workload_kind, workload_conditions: opened.conditions };
+    let (module, ends) = module.map(|module| node.module(module, &config.hub, dice.split())).unzip();
+    let surroundings = Surroundings { mirror, module, workload_kind, workload_conditions: opened.conditions };
     tasks.spawn(watch_room(node.clone(), config.storage.path.clone(), folder.amnesia, stop.clone()));
     let door = NodeDoor::open(node.clone(), surroundings, dice.split(), &tasks, stop.clone());
+    if let Some(ends) = ends {
+        door.speak(ends);
+    }
     let (served, control_door, until) = (bound.control, door.clone(), stop.clone());
     tasks.spawn(async move {
         if let Err(e) = control::server::serve(served, control_door, until).await {
@@ -351,28 +362,31 @@ fn absolute(path: &Path) -> std::path::PathBuf {
 type OpenedHub = Option<(hub::Handle, hub::Settings)>;
 
 fn open_hub(config: &Config, clock: &Arc<dyn Clock>) -> Result<OpenedHub, Failure> {
-    let config::Hub::DeviceTwin { flag_path, connection_string, connection_string_file, ca_file, refresh } =
-        &config.hub
-    else {
+    let settings = config.hub.clone();
+    if !settings.mirror.devices() {
         return Ok(None);
-    };
-    let settings = hub::Settings {
-        mirror: hub::MirrorKind::DeviceTwin,
-        flag: FlagPath::try_from(flag_path.join(".")).map_err(Failure::Setup)?,
-        connection_string: connection_string_file
-            .is_none()
-            .then(|| connection_string.expose().to_owned().into()),
-        connection_string_file: connection_string_file.clone(),
-        ca_file: ca_file.clone(),
-        refresh: *refresh,
-        ..hub::Settings::default()
-    };
+    }
     let hub = RestHub::open(&settings, clock.clone()).map_err(|faults| {
         let lines: Vec<_> =
             faults.iter().map(|f| format!("hub.{}: {}; {}", f.setting, f.problem, f.advice)).collect();
         Failure::Setup(lines.join("\n"))
     })?;
     Ok(Some((Arc::new(hub), settings)))
+}
+
+/// The line of the sidecar's own module, if its twin is to be written.
+fn open_module(config: &Config, clock: &Arc<dyn Clock>) -> Result<Option<Arc<dyn Module>>, Failure> {
+    let settings = &config.hub;
+    let identity = Identity::open(settings)
+        .map_err(|f| Failure::Setup(format!("hub.{}: {}; {}", f.setting, f.problem, f.advice)))?;
+    let Some(identity) = identity else { return Ok(None) };
+    let line = Line {
+        identity,
+        inputs: settings.gate.is_some(),
+        ca_file: settings.ca_file.clone(),
+        timeout: settings.timeout,
+    };
+    Ok(Some(Arc::new(Client::new(line, clock.clone()))))
 }
 
 /// Logs when a condition begins and when it is over, once each. What the mirror and the workload raise they log

@@ -4,6 +4,8 @@
 //! applying must give the same result on every device. They are stored as JSON: unknown fields are ignored, so a
 //! newer member's extra field does not stop an older one.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -26,9 +28,58 @@ pub enum Command {
     SetTiming(SetTiming),
     /// No promise that counts is wider any more than the timing in use asks for.
     SettleTiming(SettleTiming),
+    /// Nobody shall take over of its own accord.
+    Pause(Order),
+    /// Everybody may take over again.
+    Resume(Order),
+    /// A device shall not own.
+    Drain(Drain),
+    /// It may again.
+    Undrain(Drain),
+    /// Exactly these devices shall not own.
+    DrainExactly(DrainExactly),
+    /// A device shall come first where one is chosen.
+    SetPreferred(SetPreferred),
+    /// The timing shall not be narrower than this.
+    LimitTiming(LimitTiming),
+    /// What the twins show is what was agreed.
+    ConfirmMirror(ConfirmMirror),
+    /// A twin shows an epoch that the site has not reached.
+    RaiseFloor(RaiseFloor),
+}
+
+/// What makes a command of a person or a program be executed once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Once {
+    pub(super) id: u64,
+    pub(super) at_unix_ms: u64,
+    pub(super) expires_unix_ms: u64,
 }
 
 impl Command {
+    /// By what a repeat of this command is known, if it is of the kind that is executed once.
+    pub(super) fn once(&self) -> Option<Once> {
+        let order = match self {
+            Command::Transfer(Transfer { id, at_unix_ms, expires_unix_ms, .. }) => {
+                let (id, at_unix_ms, expires_unix_ms) = (*id, *at_unix_ms, *expires_unix_ms);
+                return Some(Once { id, at_unix_ms, expires_unix_ms });
+            }
+            Command::Pause(order) | Command::Resume(order) => order,
+            Command::Drain(Drain { order, .. }) | Command::Undrain(Drain { order, .. }) => order,
+            Command::DrainExactly(DrainExactly { order, .. })
+            | Command::SetPreferred(SetPreferred { order, .. })
+            | Command::LimitTiming(LimitTiming { order, .. }) => order,
+            Command::Claim(_)
+            | Command::StopReceipt(_)
+            | Command::SetTiming(_)
+            | Command::SettleTiming(_)
+            | Command::ConfirmMirror(_)
+            | Command::RaiseFloor(_) => return None,
+        };
+        let Order { id, at_unix_ms, expires_unix_ms, .. } = *order;
+        Some(Once { id, at_unix_ms, expires_unix_ms })
+    }
+
     /// Whether a member that does not lead may have the leader execute it. A claim is of use to who leads alone: from a
     /// leader that was deposed meanwhile it would end the ownership of whoever leads now, and begin none.
     pub fn travels(&self) -> bool {
@@ -87,6 +138,87 @@ pub struct Transfer {
     pub actor: String,
     /// The asking device's wall clock, for display.
     pub at_unix_ms: u64,
+    /// Until when a repeat may come, by wall clocks; 0 for a command that nobody keeps.
+    #[serde(default)]
+    pub expires_unix_ms: u64,
+}
+
+/// Who ordered something, when and why. Part of every command that stays in force until another lifts it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Unique to this order; a repeat is answered, not executed again.
+    pub id: u64,
+    /// Who asked.
+    pub actor: String,
+    /// Why, as the person or program put it.
+    pub reason: String,
+    /// The asking device's wall clock, for display.
+    pub at_unix_ms: u64,
+    /// The epoch that the order is about, if it is void once another ownership began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Epoch>,
+    /// Until when a repeat may come, by wall clocks; 0 for an order that nobody keeps.
+    #[serde(default)]
+    pub expires_unix_ms: u64,
+}
+
+/// An order about one device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Who asks and why.
+    pub order: Order,
+    /// Which device.
+    pub device: DeviceId,
+}
+
+/// An order about all devices: these are drained, and no other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainExactly {
+    /// Who asks and why.
+    pub order: Order,
+    /// Which devices.
+    pub devices: BTreeSet<DeviceId>,
+}
+
+/// Which device comes first where one is chosen. Moves nothing by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetPreferred {
+    /// Who asks and why.
+    pub order: Order,
+    /// Which device; `None` for no preference.
+    pub device: Option<DeviceId>,
+}
+
+/// The least stretch of the timing that a person allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitTiming {
+    /// Who asks and why.
+    pub order: Order,
+    /// Hundredths of the configured timing, 100 to 6400; `None` lifts the limit.
+    pub least: Option<u32>,
+}
+
+/// The twins were read back, or their writes answered: they show this epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmMirror {
+    /// The epoch that they show.
+    pub epoch: Epoch,
+    /// Which device wrote or read them.
+    pub by: DeviceId,
+    /// The etag of each device's twin, as it was then.
+    pub etags: BTreeMap<DeviceId, String>,
+    /// The mirroring device's wall clock, for display.
+    pub at_unix_ms: u64,
+}
+
+/// A twin shows `above`, which is more than the site has reached: its next ownership shall be newer than that. It says
+/// nothing about who owns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaiseFloor {
+    /// The epoch that the twin shows.
+    pub above: Epoch,
+    /// Whose twin.
+    pub seen_in: String,
 }
 
 /// A change of the timing in use. Members promise for longer once they have this on disk, and the owner asks for longer
@@ -123,7 +255,11 @@ pub enum Outcome {
         epoch: Epoch,
     },
     /// A repeat of a command that was already executed. Nothing changed.
-    Repeated,
+    Repeated {
+        /// The record's epoch after the first time.
+        #[serde(default)]
+        epoch: Epoch,
+    },
     /// The record did not change, and why.
     Refused(Refusal),
     /// Not a command of ours: Raft's own entries.
@@ -179,6 +315,34 @@ pub enum Refusal {
     /// The last epoch that a twin can hold has been used.
     #[error("the last epoch has been used")]
     EpochsUsedUp,
+    /// Nobody takes over of its own accord while the site is paused.
+    #[error(
+        "the site is paused: only the device that owned last may own, until somebody resumes or transfers"
+    )]
+    Paused,
+    /// Somebody drained the device.
+    #[error("{device} is drained: it does not own until somebody undrains it")]
+    Drained {
+        /// The drained device.
+        device: DeviceId,
+    },
+    /// No device would be left that may own.
+    #[error("no device would be left that may own")]
+    NoneLeft,
+    /// So many commands are remembered that one more could not be executed just once.
+    #[error("{held} commands are remembered until they expire, and that is the most: try again later")]
+    TooManyCommands {
+        /// How many are remembered.
+        held: u32,
+    },
+    /// An epoch that is too far from the site's own to be believed.
+    #[error("epoch {above} is too far beyond this site's epoch {now} to be believed")]
+    EpochTooFar {
+        /// The record's epoch.
+        now: Epoch,
+        /// The other.
+        above: Epoch,
+    },
 }
 
 #[cfg(test)]

@@ -6,7 +6,10 @@
 
 use std::fmt;
 
-use super::view::{Running, Standing, View};
+use super::{
+    command::Refusal,
+    view::{Running, Standing, Unfit, View},
+};
 use crate::{clock::Moment, epoch::Epoch, id::DeviceId};
 
 /// What to do now.
@@ -104,6 +107,11 @@ pub enum Reason {
         /// Who.
         to: DeviceId,
     },
+    /// Nobody takes over while the site is paused, this device neither.
+    Paused {
+        /// By whom and why.
+        by: String,
+    },
     /// Another device owns.
     StandingBy {
         /// Who owns.
@@ -132,6 +140,7 @@ impl Reason {
             Reason::Claiming { .. } => "claiming",
             Reason::CatchingUp => "catching_up",
             Reason::SuccessorFirst { .. } => "successor.first",
+            Reason::Paused { .. } => "paused",
             Reason::StandingBy { .. } => "standing_by",
             Reason::NoOwner => "no.owner",
         }
@@ -177,6 +186,9 @@ impl fmt::Display for Reason {
             }
             Reason::SuccessorFirst { to } => {
                 write!(f, "{to} was named as the next owner and has some time to claim")
+            }
+            Reason::Paused { by } => {
+                write!(f, "the site is paused {by}; this device leads the group and does not take over")
             }
             Reason::StandingBy { owner, epoch } => write!(f, "{owner} owns under epoch {epoch}"),
             Reason::NoOwner => f.write_str("nobody owns, and this device does not lead the group"),
@@ -237,7 +249,13 @@ fn as_other(view: &View<'_>) -> (Action, Reason) {
         (Running::Stopping, ..) => (Action::Wait, Reason::Stopping),
         (Running::Stopped, Standing::Leader, None) => match named_successor(view) {
             Some(to) => (Action::Wait, Reason::SuccessorFirst { to }),
-            None => (Action::Claim { base: record.epoch }, Reason::Claiming { base: record.epoch }),
+            None => match (record.may_claim(view.me), &record.paused) {
+                (Ok(()), _) => {
+                    (Action::Claim { base: record.epoch }, Reason::Claiming { base: record.epoch })
+                }
+                (Err(Refusal::Paused), Some(by)) => (Action::Wait, Reason::Paused { by: by.to_string() }),
+                (Err(why), _) => (Action::Wait, Reason::Unfit { why: why.to_string() }),
+            },
         },
         (Running::Stopped, Standing::NewLeader, None) => (Action::Wait, Reason::CatchingUp),
         (Running::Stopped, Standing::Leader | Standing::NewLeader, Some(why)) => {
@@ -266,9 +284,17 @@ struct Leaving {
 
 /// Whether the owner shall give up its ownership of its own accord, and to whom. Who has burned its epoch names itself.
 fn leaving(view: &View<'_>, epoch: Epoch) -> Option<Leaving> {
-    if let Some(why) = view.unfit {
+    let paused = view.record.paused.is_some();
+    let leaves = view.unfit.filter(|why| match why {
+        // It can go on, and does where nobody would follow.
+        Unfit::Drained(_) => !paused && view.successor.is_some(),
+        Unfit::Strained(_) => !paused,
+        Unfit::Witness | Unfit::Leaving | Unfit::DiskFailed => true,
+    });
+    if let Some(why) = leaves {
         let reason = Reason::Unfit { why: why.to_string() };
-        return Some(Leaving { successor: view.successor.cloned(), reason });
+        // While the site is paused nobody follows of its own accord, so nobody is named.
+        return Some(Leaving { successor: view.successor.filter(|_| !paused).cloned(), reason });
     }
     if let Some(handover) = &view.record.handover {
         let to = handover.to.clone();

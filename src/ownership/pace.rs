@@ -17,6 +17,8 @@ use crate::{
 
 /// As configured, in hundredths.
 pub const CONFIGURED: u32 = 100;
+/// The widest that a timing can be, in hundredths.
+pub const STRETCH_MAX: u32 = 6400;
 
 /// What has been agreed about the timing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,6 +8,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+mod handled;
+mod mirrored;
+mod orders;
+
+use self::handled::Handled;
+pub use self::handled::{HANDLED_MAX, HANDLED_SPARE};
+pub use self::mirrored::{FLOOR_AHEAD, Mirrored};
+pub use self::orders::Note;
+
 use super::{
     command::{Claim, Command, Outcome, Refusal, StopReceipt, Transfer},
     pace::Pace,
@@ -21,8 +30,6 @@ use crate::{
 
 /// How many past ownerships are kept to answer `why`.
 pub const HISTORY_MAX: usize = 64;
-/// How many handled command ids are kept, so that a repeated command is not executed twice.
-pub const HANDLED_MAX: usize = 64;
 
 /// Why an ownership began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,7 +162,26 @@ pub struct Record {
     /// The timing in use.
     #[serde(default)]
     pub pace: Pace,
-    handled: VecDeque<u64>,
+    /// Set while nobody shall take over of its own accord.
+    #[serde(default)]
+    pub paused: Option<Note>,
+    /// The devices that shall not own.
+    #[serde(default)]
+    pub drained: BTreeMap<DeviceId, Note>,
+    /// Who comes first where a device is chosen.
+    #[serde(default)]
+    pub preferred: Option<DeviceId>,
+    /// The least stretch of the timing that a person allows, in hundredths.
+    #[serde(default)]
+    pub least_stretch: Option<u32>,
+    /// What the twins were last known to show.
+    #[serde(default)]
+    pub mirrored: Option<Mirrored>,
+    /// The next ownership is newer than this too.
+    #[serde(default)]
+    pub floor: Epoch,
+    #[serde(default)]
+    once: Handled,
 }
 
 impl Record {
@@ -170,23 +196,55 @@ impl Record {
             handover: None,
             history: VecDeque::new(),
             pace: Pace::default(),
-            handled: VecDeque::new(),
+            paused: None,
+            drained: BTreeMap::new(),
+            preferred: None,
+            least_stretch: None,
+            mirrored: None,
+            floor: Epoch::ZERO,
+            once: Handled::default(),
         }
     }
 
-    /// Applies one command. Pure: depends on nothing but the record and the command.
+    /// Applies one command. Pure: depends on nothing but the record and the command. What is refused changes nothing, and
+    /// is not remembered: its repeat is looked at again.
     pub fn apply(&mut self, command: &Command) -> Outcome {
-        let result = match command {
-            Command::Claim(claim) => self.claim(claim),
-            Command::StopReceipt(receipt) => self.stop_receipt(receipt),
-            Command::Transfer(transfer) if self.handled.contains(&transfer.id) => return Outcome::Repeated,
-            Command::Transfer(transfer) => self.transfer(transfer),
-            Command::SetTiming(_) | Command::SettleTiming(_) => self.pace.apply(command),
-        };
-        match result {
-            Ok(()) => Outcome::Done { epoch: self.epoch },
+        let once = command.once();
+        if let Some(epoch) = once.and_then(|once| self.executed(once.id)) {
+            return Outcome::Repeated { epoch };
+        }
+        match once.map_or(Ok(()), |once| self.once.has_room(once)).and_then(|()| self.execute(command)) {
+            Ok(()) => {
+                if let Some(once) = once {
+                    self.once.note(once, self.epoch);
+                }
+                Outcome::Done { epoch: self.epoch }
+            }
             Err(refusal) => Outcome::Refused(refusal),
         }
+    }
+
+    fn execute(&mut self, command: &Command) -> Result<(), Refusal> {
+        match command {
+            Command::Claim(claim) => self.claim(claim),
+            Command::StopReceipt(receipt) => self.stop_receipt(receipt),
+            Command::Transfer(transfer) => self.transfer(transfer),
+            Command::SetTiming(_) | Command::SettleTiming(_) => self.pace.apply(command),
+            Command::Pause(order) => self.pause(order),
+            Command::Resume(order) => self.resume(order),
+            Command::Drain(drain) => self.drain(drain),
+            Command::Undrain(undrain) => self.undrain(undrain),
+            Command::DrainExactly(drain) => self.drain_exactly(drain),
+            Command::SetPreferred(preferred) => self.prefer(preferred),
+            Command::LimitTiming(limit) => self.limit_timing(limit),
+            Command::ConfirmMirror(confirmed) => self.confirm_mirror(confirmed),
+            Command::RaiseFloor(raise) => self.raise_floor(raise),
+        }
+    }
+
+    /// The epoch after which the command with this id was executed, if it was and is still remembered.
+    pub fn executed(&self, id: u64) -> Option<Epoch> {
+        self.once.first(id)
     }
 
     /// May this device own at all, by what the record says of it?
@@ -225,12 +283,12 @@ impl Record {
     }
 
     fn claim(&mut self, claim: &Claim) -> Result<(), Refusal> {
-        self.may_own(&claim.device)?;
+        self.may_claim(&claim.device)?;
         self.expect(claim.base)?;
         if let Some(owner) = self.owned_by(&claim.device, claim.incarnation) {
             return Err(Refusal::OwnsAlready { device: claim.device.clone(), epoch: owner.epoch });
         }
-        let epoch = self.epoch.next().ok_or(Refusal::EpochsUsedUp)?;
+        let epoch = self.epoch.max(self.floor).next().ok_or(Refusal::EpochsUsedUp)?;
         let proof = claim.proof.map(|secret| Receipt { epoch: claim.base, secret });
         let stopped = proof.is_some_and(|proof| self.is_proof(&proof));
         // Who names itself as its own successor has burned its epoch.
@@ -297,12 +355,9 @@ impl Record {
         self.expect(transfer.base)?;
         let owner = self.owner.as_ref().ok_or(Refusal::NoOwner)?;
         self.may_own(&transfer.to)?;
+        self.is_undrained(&transfer.to)?;
         if owner.device == transfer.to {
             return Err(Refusal::OwnsAlready { device: owner.device.clone(), epoch: owner.epoch });
-        }
-        self.handled.push_back(transfer.id);
-        if self.handled.len() > HANDLED_MAX {
-            self.handled.pop_front();
         }
         self.handover = Some(Handover {
             id: transfer.id,

@@ -43,6 +43,9 @@ pub enum Unfit {
     /// Its disk has failed.
     #[error("this device's disk has failed")]
     DiskFailed,
+    /// Somebody has drained it. If it owns, another device is fit.
+    #[error("this device is drained {0}")]
+    Drained(String),
     /// Its own stalls endanger its lease, and another device is fit.
     #[error("this device is strained: {0}")]
     Strained(Strain),

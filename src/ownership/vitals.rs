@@ -139,6 +139,8 @@ pub struct Situation<'a> {
     pub strained: bool,
     /// Whether another device could own.
     pub other_fit: bool,
+    /// The least stretch that a person allows, in hundredths.
+    pub least: u32,
 }
 
 /// What follows.
@@ -172,7 +174,12 @@ fn stretch(vitals: &Vitals, s: &Situation<'_>, steady: Duration) -> Option<(u32,
     if s.pace.timing(s.configured) == *s.configured && now != CONFIGURED {
         return Some((CONFIGURED, "the configuration has changed".into()));
     }
-    let wider = (now * 2).min(s.configured.stretch_max() * CONFIGURED);
+    let widest = s.configured.stretch_max() * CONFIGURED;
+    let least = s.least.clamp(CONFIGURED, widest.max(CONFIGURED));
+    if now < least {
+        return Some((least, "a person asked for no less".into()));
+    }
+    let wider = now.saturating_mul(2).min(widest);
     let tight = vitals.eaten.bad_seconds(s.now, margin(s.timing) / 2) >= REPEATED;
     if tight && wider > now && s.configured.stretched(wider) != *s.timing && steady >= COOL_DOWN {
         let reason = format!(
@@ -185,7 +192,7 @@ fn stretch(vitals: &Vitals, s: &Situation<'_>, steady: Duration) -> Option<(u32,
         );
         return Some((wider, reason));
     }
-    let narrower = (now / 2).max(CONFIGURED);
+    let narrower = (now / 2).max(least);
     let enough = margin(&s.configured.stretched(narrower)) / 4;
     let calm = vitals.eaten.worst(s.now, CALM).max(vitals.late.worst(s.now, CALM)) < enough;
     (narrower < now && calm && steady >= Duration::from_secs(CALM))
@@ -243,6 +250,7 @@ mod tests {
                 steady_since,
                 strained,
                 other_fit,
+                least: CONFIGURED,
             },
         );
         (advice.strain.is_some(), advice.stretch.map(|(stretch, _)| stretch))
@@ -279,6 +287,7 @@ mod tests {
                     steady_since: None,
                     strained: true,
                     other_fit: true,
+                    least: CONFIGURED,
                 },
             );
             assert_eq!(advice.strain.is_some(), is, "{now} s");
@@ -307,6 +316,35 @@ mod tests {
                 (false, proposed),
                 "{vitals:?} at {stretch} since {since:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_persons_least_is_reached_at_once_and_never_narrowed_below() {
+        let calm = Vitals { eaten: series(60, MS), ..Vitals::default() };
+        for (stretch, least, since, proposed) in [
+            (100, 150, Some(99), Some(150)),
+            (100, 150, None, None),    // not the owner's business
+            (150, 150, Some(0), None), // calm for long, and that is as narrow as it gets
+            (400, 150, Some(0), Some(200)),
+            (200, 150, Some(0), Some(150)),
+            (100, 6400, Some(99), Some(800)), // the configured ceiling
+            (200, 100, Some(0), Some(100)),
+        ] {
+            let (configured, pace) = (configured(), pace(stretch));
+            let timing = pace.timing(&configured);
+            let situation = Situation {
+                now: at(100),
+                timing: &timing,
+                configured: &configured,
+                pace: &pace,
+                steady_since: since.map(at),
+                strained: false,
+                other_fit: true,
+                least,
+            };
+            let proposal = advise(&calm, &situation).stretch.map(|(stretch, _)| stretch);
+            assert_eq!(proposal, proposed, "at {stretch}, no less than {least}");
         }
     }
 

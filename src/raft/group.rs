@@ -376,6 +376,7 @@ impl Group {
         };
         // The loop that listens may have ended; then nobody needs the answer.
         let _ = answers.send(own);
+        let word = self.roster.own_word(epoch);
         for (node, peer) in self.peers.all() {
             let echo = echoes.get(&node);
             // Without an echo it has nothing to count from.
@@ -387,6 +388,8 @@ impl Group {
                 lease_left_us: micros(left),
                 echo_ns: echo.map_or(0, |echo| echo.theirs.as_nanos()),
                 number: 0,
+                uplink_wanted: word.is_some_and(|word| word.wanted),
+                uplink: word.and_then(|word| word.through).map_or(0, |node| node.0),
             };
             peer.line.ask(&peer, question, message, answers, &self.tasks);
         }

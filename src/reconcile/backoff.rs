@@ -35,7 +35,7 @@ pub fn jittered(around: Duration, roll: u64) -> Duration {
 }
 
 /// A part of `whole`, from nothing to all of it, by the roll.
-fn share(whole: Duration, roll: u64) -> Duration {
+pub fn share(whole: Duration, roll: u64) -> Duration {
     const STEPS: u64 = 1 << 20;
     let nanos = whole.as_nanos() * u128::from(roll % (STEPS + 1)) / u128::from(STEPS);
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))

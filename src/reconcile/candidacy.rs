@@ -14,17 +14,23 @@ use crate::{
     clock::{Clock, Moment, sleep_until},
     dice::Dice,
     epoch::Epoch,
-    id::DeviceId,
     ownership::{
+        command::Refusal,
         view::{Standing, Unfit},
         vitals::COOL_DOWN,
     },
-    raft::{Applied, Campaign, Courtesy, Group, Role, vote_guard::VoteRefusal},
+    raft::{
+        Applied, Campaign, Courtesy, Group, Role,
+        vote_guard::{Ballot, VoteRefusal},
+    },
 };
 
 /// How often in a row a device stands back for an owner that answers. Each time the owner has three heartbeats to be promised
 /// something again, which takes one if it can be done at all.
 const STAND_BACK_MAX: u32 = 2;
+
+/// For so long a device that could not claim leaves a leader alone that it hears, whatever that one does.
+const LEFT_ALONE: Duration = Duration::from_secs(10);
 
 /// Why a device goes last in elections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +41,12 @@ pub enum Last {
     /// Its ownership has ended by itself a moment ago.
     #[error("it lost its lease less than 10 s ago")]
     LostItsLease,
+    /// Somebody has drained it.
+    #[error("it is drained")]
+    Drained,
+    /// The site is paused, and it is not the device that owned last.
+    #[error("the site is paused")]
+    Paused,
     /// An election of this device would wait for its disk several times.
     #[error("its disk is slow")]
     SlowDisk,
@@ -71,6 +83,8 @@ struct Turns {
     stood_back: u32,
     /// Votes lost in a row.
     losses: u32,
+    /// The leader seen last, and since when.
+    led: Option<(Ballot, Moment)>,
 }
 
 impl Turns {
@@ -160,6 +174,7 @@ impl CandidacyLoop {
         // Looked at again now and then: a turn may be given back.
         let gives_way = self.group.gives_way_until().map(|until| until.min(now + timing.hold()));
         earliest = earliest.max(gives_way.unwrap_or(now));
+        earliest = earliest.max(self.left_alone(applied, turns, now).unwrap_or(now));
         let guard = match self.group.guard().may_vote() {
             Ok(()) => now,
             Err(refusal) => {
@@ -176,6 +191,24 @@ impl CandidacyLoop {
         earliest.max(guard)
     }
 
+    /// Until when this device leaves a leader alone that it hears, since it could not claim itself. Two devices that may
+    /// not own would depose each other for nothing.
+    fn left_alone(&self, applied: &Applied, turns: &mut Turns, now: Moment) -> Option<Moment> {
+        let (roster, ballot) = (self.group.roster(), self.group.role().borrow().ballot);
+        let since = match turns.led {
+            Some((known, since)) if known == ballot => since,
+            _ => now,
+        };
+        turns.led = Some((ballot, since));
+        let barren = roster.site.member(&roster.me).is_some_and(|m| m.role.may_own())
+            && applied.record.may_claim(&roster.me).is_err();
+        let recent = self.group.timing().refusal();
+        let heard = roster.contacts().get(&ballot.node).and_then(|contact| contact.heard);
+        let there = ballot.node != roster.node && heard.is_some_and(|heard| now.since(heard) < recent);
+        // Looked at again now and then: it may go.
+        (barren && there).then(|| (since + LEFT_ALONE).min(now + self.group.timing().hold()))
+    }
+
     /// This device's place among those that may follow the present owner: 0 goes first.
     fn rank(&self, applied: &Applied, turns: &mut Turns) -> u32 {
         let roster = self.group.roster();
@@ -186,17 +219,12 @@ impl CandidacyLoop {
             changed
         });
         let owner = applied.record.owner.as_ref().map(|o| &o.device);
-        let mut others: Vec<&DeviceId> = roster
-            .site
-            .members
-            .iter()
-            .filter(|m| m.role.may_own())
-            .map(|m| &m.device)
-            .filter(|d| Some(*d) != owner)
-            .collect();
-        others.sort_unstable();
+        let mut others = applied.record.candidates();
+        others.retain(|device| Some(*device) != owner);
         // An owner that was deposed by an election which nobody won goes on, if it can: its promise to itself ends first.
         let own = applied.record.owned_by(&roster.me, roster.incarnation).is_some();
+        // While the site is paused, whoever owned goes on, and nobody else could.
+        let own = own || applied.record.paused.is_some() && applied.record.may_claim(&roster.me).is_ok();
         // Who never owns goes last, when those who may have had time to fail.
         let place = others.iter().position(|d| **d == roster.me).unwrap_or(others.len() + 2);
         let place = if own { 0 } else { place };
@@ -209,7 +237,12 @@ impl CandidacyLoop {
         let (now, me) = (self.clock.now(), &self.group.roster().me);
         let record = &applied.record;
         let since = turns.owned_since(record.epoch, now);
-        if matches!(*self.unfit.borrow(), Some(Unfit::Strained(_))) {
+        let barred = record.may_claim(me);
+        if matches!(barred, Err(Refusal::Drained { .. })) {
+            Some(Last::Drained)
+        } else if barred == Err(Refusal::Paused) {
+            Some(Last::Paused)
+        } else if matches!(*self.unfit.borrow(), Some(Unfit::Strained(_))) {
             Some(Last::Strained)
         } else if record.lost() == Some(me) && now.since(since) < COOL_DOWN {
             Some(Last::LostItsLease)

@@ -20,7 +20,7 @@ use super::meter::Meter;
 use crate::{
     clock::{Clock, Moment, sleep_until},
     epoch::Epoch,
-    id::NodeId,
+    id::{DeviceId, NodeId},
     ownership::{
         lease::Lease,
         record::Record,
@@ -36,6 +36,9 @@ use crate::{
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// And however slow its disk is. A disk that hangs was slow before, and a write across a suspend took hours.
 const IDLE_LIMIT_MAX: Duration = Duration::from_secs(60);
+
+/// Who was heard within this time is there; or within the refusal window, if that is longer.
+const PRESENT: Duration = Duration::from_secs(2);
 
 /// A lease that is or was held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +72,15 @@ struct Target {
     epoch: Epoch,
 }
 
+/// Since when nothing runs under what this leader asks for.
+#[derive(Debug, Clone, Copy)]
+struct Idle {
+    of: Target,
+    /// Whether it may claim.
+    claims: bool,
+    since: Moment,
+}
+
 struct State {
     target: Target,
     lease: Lease,
@@ -98,14 +110,13 @@ impl LeaseLoop {
         let (mut role, mut record, mut unfit) = (self.group.role(), self.group.record(), self.unfit.clone());
         let mut state: Option<State> = None;
         let mut asked = self.clock.now();
-        let mut idle: Option<(Target, Moment)> = None;
+        let mut idle: Option<Idle> = None;
         loop {
-            let target = self.target(
-                &role.borrow_and_update(),
-                &record.borrow_and_update(),
-                unfit.borrow_and_update().as_ref(),
-            );
-            let target = target.filter(|target| self.has_time(*target, state.as_ref(), &mut idle));
+            let (applied, unfit_now) =
+                (record.borrow_and_update().clone(), unfit.borrow_and_update().clone());
+            let target = self.target(&role.borrow_and_update(), &applied, unfit_now.as_ref());
+            let claims = self.may_claim(&applied.record, unfit_now.as_ref());
+            let target = target.filter(|target| self.has_time(*target, claims, state.as_ref(), &mut idle));
             let fresh = match (&state, target) {
                 (_, None) => {
                     if state.take().is_some() {
@@ -179,11 +190,31 @@ impl LeaseLoop {
                 record.released.as_ref().and_then(|r| r.successor.as_ref()).is_some_and(|s| *s != roster.me);
             // Nor does it claim before that is certain, which may be never: its fencer is lost, and there is no other.
             let stopped = self.has_stopped();
-            if other || unfit.is_some() || !stopped {
+            if other || !stopped || self.steps_aside(record, unfit) {
                 return None;
             }
         }
         Some(Target { ballot: role.ballot, epoch })
+    }
+
+    fn may_claim(&self, record: &Record, unfit: Option<&Unfit>) -> bool {
+        unfit.is_none() && record.may_claim(&self.group.roster().me).is_ok()
+    }
+
+    /// Whether this leader, under which nothing runs, leaves the group to others: it may not claim, and another that is
+    /// there may. If there is none, it keeps the group together, for somebody has to take in what people order.
+    fn steps_aside(&self, record: &Record, unfit: Option<&Unfit>) -> bool {
+        if self.may_claim(record, unfit) {
+            return false;
+        }
+        let (roster, now) = (self.group.roster(), self.clock.now());
+        let recent = self.group.timing().refusal().max(PRESENT);
+        let there = |device: &DeviceId| {
+            let heard = roster.contact(device).and_then(|contact| contact.heard);
+            *device != roster.me && heard.is_some_and(|heard| now.since(heard) < recent)
+        };
+        let could = |device: &&DeviceId| record.may_claim(device).is_ok() && there(device);
+        matches!(unfit, Some(Unfit::Leaving | Unfit::DiskFailed)) || record.roles.keys().any(|d| could(&d))
     }
 
     fn has_stopped(&self) -> bool {
@@ -191,16 +222,22 @@ impl LeaseLoop {
     }
 
     /// Whether the others shall still wait for this leader. `idle` says since when nothing runs under what it asks for.
-    fn has_time(&self, target: Target, asks: Option<&State>, idle: &mut Option<(Target, Moment)>) -> bool {
+    fn has_time(&self, target: Target, claims: bool, asks: Option<&State>, idle: &mut Option<Idle>) -> bool {
         let (now, timing) = (self.clock.now(), self.group.timing());
         // Whom no quorum promises anything keeps nobody waiting.
         if !self.has_stopped() || asks.is_some_and(|state| state.is_hopeless(now, &timing)) {
             *idle = None;
             return true;
         }
-        let since = idle.filter(|(of, _)| *of == target).map_or(now, |(_, since)| since);
-        *idle = Some((target, since));
-        now.since(since) < (self.group.slowest_write() * 8).clamp(IDLE_LIMIT, IDLE_LIMIT_MAX)
+        let since =
+            idle.filter(|idle| (idle.of, idle.claims) == (target, claims)).map_or(now, |idle| idle.since);
+        *idle = Some(Idle { of: target, claims, since });
+        // Who waits for a person, or for another device, has nothing to commit.
+        let limit = match claims {
+            true => (self.group.slowest_write() * 8).clamp(IDLE_LIMIT, IDLE_LIMIT_MAX),
+            false => IDLE_LIMIT_MAX,
+        };
+        now.since(since) < limit
     }
 
     fn is_void(&self, epoch: Epoch) -> bool {

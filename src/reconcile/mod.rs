@@ -3,10 +3,14 @@
 
 pub mod backoff;
 pub mod candidacy;
+pub mod commands;
 pub mod contact;
+pub mod gate;
 pub mod lease;
 pub mod members;
 pub mod meter;
 pub mod mirror;
+pub mod module;
 pub mod ownership;
 pub mod pace;
+pub mod uplink;

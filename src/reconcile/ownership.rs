@@ -17,6 +17,7 @@ use crate::{
     ownership::{
         command::{Claim, Command, Outcome, StopReceipt},
         decide::{Action, Decision, Reason, decide},
+        record::{Record, Released},
         view::{Running, Unfit, View},
     },
     raft::{Group, ProposeError},
@@ -85,7 +86,7 @@ impl OwnershipLoop {
                     self.group.guard().workload(false);
                 }
                 let roster = self.group.roster();
-                let successor = self.best_other(now);
+                let successor = self.best_other(&applied.record, now);
                 decide(&View {
                     now,
                     me: &roster.me,
@@ -250,24 +251,18 @@ impl OwnershipLoop {
         }
     }
 
-    /// The member to hand over to if this device has to give up: reachable and fit, the first by name.
-    fn best_other(&self, now: Moment) -> Option<DeviceId> {
-        let roster = self.group.roster();
-        let mut fit: Vec<_> = roster
-            .site
-            .members
-            .iter()
-            .filter(|m| m.device != roster.me && m.role.may_own())
-            .filter(|m| roster.contact(&m.device).is_some_and(|c| c.may_take_over(now, &self.group.timing())))
-            .map(|m| m.device.clone())
-            .collect();
-        fit.sort_unstable();
-        fit.into_iter().next()
+    /// The member to hand over to if this device has to give up: the first candidate that is reachable and fit.
+    fn best_other(&self, record: &Record, now: Moment) -> Option<DeviceId> {
+        let (roster, timing) = (self.group.roster(), self.group.timing());
+        let fit = |device: &&DeviceId| {
+            **device != roster.me && roster.contact(device).is_some_and(|c| c.may_take_over(now, &timing))
+        };
+        record.candidates().into_iter().find(fit).cloned()
     }
 
     fn successor_until(
         &self,
-        released: &Option<crate::ownership::record::Released>,
+        released: &Option<Released>,
         now: Moment,
         memory: &mut Memory,
     ) -> Option<Moment> {

@@ -1,7 +1,8 @@
-//! Acts on what was measured: a strained device gives way, a slow site gets a wider timing.
+//! Acts on what was measured or ordered: a strained or drained device gives way, a slow site gets a wider timing.
 //!
-//! Twice a second it asks [`advise`]. A strained device says so to the others, and is unfit as long as another is fit;
-//! if none is, it keeps the ownership, for a slow owner is better than none. The leader that owns proposes changes of
+//! Twice a second, and when the record changes, it asks [`advise`]. A strained device says so to the others, and is unfit as
+//! long as another is fit; if none is, it keeps the ownership, for a slow owner is better than none. So does a drained
+//! one, but it begins no ownership. While the site is paused neither gives up what it owns. The leader that owns proposes changes of
 //! timing, and settles one that made it narrower once no wider lease can run any more.
 
 use std::{sync::Arc, time::Duration};
@@ -14,6 +15,7 @@ use crate::{
     clock::{Clock, Moment, sleep_until},
     ownership::{
         command::{Command, SettleTiming},
+        pace::CONFIGURED,
         view::{Standing, Unfit},
         vitals::{Advice, COOL_DOWN, Situation, Strain, advise},
     },
@@ -47,6 +49,15 @@ struct Steady {
     version: Option<(u64, Moment)>,
     /// This device owns or does not.
     owns: Option<(bool, Moment)>,
+    /// What the others were told.
+    told: Option<Words>,
+}
+
+/// Why this device had better not own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Words {
+    Drained,
+    Strained,
 }
 
 /// Remembers since when a thing has been what it is now.
@@ -67,6 +78,7 @@ impl PaceLoop {
             return;
         }
         let mut steady = Steady::default();
+        let mut record = self.group.record();
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -74,6 +86,7 @@ impl PaceLoop {
                 biased;
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
+                Ok(()) = record.changed() => {}
             }
             if let Some(command) = self.look(&mut steady) {
                 let proposal = self.group.propose(command, PROPOSE_LIMIT);
@@ -111,10 +124,8 @@ impl PaceLoop {
         let led = since(&mut steady.led, role.ballot, now);
         let changed = since(&mut steady.version, pace.version, now);
         let owned = since(&mut steady.owns, owns, now);
-        let other_fit = roster.site.members.iter().any(|m| {
-            m.device != roster.me
-                && m.role.may_own()
-                && roster.contact(&m.device).is_some_and(|c| c.may_take_over(now, &timing))
+        let other_fit = applied.record.candidates().into_iter().any(|device| {
+            *device != roster.me && roster.contact(device).is_some_and(|c| c.may_take_over(now, &timing))
         });
         self.meter.note(|v| v.write.note(now, self.group.slowest_write()));
         let Advice { strain, stretch } = advise(
@@ -127,11 +138,19 @@ impl PaceLoop {
                 steady_since: (owns && leads).then(|| led.max(changed).max(owned)),
                 strained: self.strain.borrow().is_some(),
                 other_fit,
+                least: applied.record.least_stretch.unwrap_or(CONFIGURED),
             },
         );
         // An ownership that has only just begun is not given up again for this.
         let settled = !owns || now.since(owned) >= COOL_DOWN;
-        self.give_way(strain, other_fit && settled);
+        let stays = owns && applied.record.paused.is_some();
+        let drained = applied.record.drained.get(&roster.me).map(|by| Unfit::Drained(by.to_string()));
+        let goes = match &drained {
+            Some(_) if !applied.record.is_held_by(&roster.me) || (other_fit && !stays) => drained.clone(),
+            _ => strain.filter(|_| other_fit && settled && !stays).map(Unfit::Strained),
+        };
+        self.declare(steady, strain, drained.as_ref());
+        self.give_way(strain, goes);
         if !leads {
             return None;
         }
@@ -145,14 +164,27 @@ impl PaceLoop {
             .then_some(Command::SettleTiming(SettleTiming { base: pace.version }))
     }
 
-    /// Tells the others of a strain that begins or is over, and this device's other loops if it can give way.
-    fn give_way(&self, strain: Option<Strain>, can: bool) {
+    /// What the others are told of this device, once it changes.
+    fn declare(&self, steady: &mut Steady, strain: Option<Strain>, drained: Option<&Unfit>) {
+        let words = match (drained, strain) {
+            (Some(drained), _) => Some((Words::Drained, drained.to_string())),
+            (None, Some(strain)) => Some((Words::Strained, strain.to_string())),
+            (None, None) => None,
+        };
+        let kind = words.as_ref().map(|(kind, _)| *kind);
+        // Who leaves, or never owns, has said so.
+        let silent =
+            matches!(*self.unfit.borrow(), Some(Unfit::Witness | Unfit::Leaving | Unfit::DiskFailed));
+        if kind != steady.told && !silent {
+            steady.told = kind;
+            self.group.roster().declare_unfit(&words.map_or_else(String::new, |(_, words)| words));
+        }
+    }
+
+    /// Tells the others of a strain that begins or is over, and this device's other loops why it gives way, if it does.
+    fn give_way(&self, strain: Option<Strain>, goes: Option<Unfit>) {
         let begun = strain.is_some();
         if self.strain.borrow().is_some() != begun {
-            // Who leaves, or never owns, has said so.
-            if matches!(*self.unfit.borrow(), None | Some(Unfit::Strained(_))) {
-                self.group.roster().declare_unfit(&strain.map_or_else(String::new, |s| s.to_string()));
-            }
             match &strain {
                 Some(strain) => {
                     tracing::warn!(condition = "device.strained", "this device is strained: {strain}")
@@ -173,14 +205,13 @@ impl PaceLoop {
         }
         self.strain.send_replace(strain);
         self.unfit.send_if_modified(|unfit| {
-            let fresh = strain.filter(|_| can).map(Unfit::Strained);
-            let changed = match unfit {
-                None => fresh.is_some(),
-                Some(Unfit::Strained(_)) => fresh.is_none(),
-                Some(Unfit::Witness | Unfit::Leaving | Unfit::DiskFailed) => false,
+            let changed = match (&*unfit, &goes) {
+                (Some(Unfit::Witness | Unfit::Leaving | Unfit::DiskFailed), _) => false,
+                (Some(Unfit::Strained(_)), Some(Unfit::Strained(_))) => false,
+                (old, fresh) => old != fresh,
             };
             if changed {
-                *unfit = fresh;
+                *unfit = goes;
             }
             changed
         });

@@ -3,7 +3,7 @@
 //! `node/` implements [`Door`]; tests implement a small one. An [`Answer`] and a [`Permit`] carry the moment at which
 //! they stop being true, on the boot clock, and every face passes them through `at` before it shows them.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -12,16 +12,14 @@ use crate::{
     clock::{Clock, Moment, millis},
     epoch::Epoch,
     id::DeviceId,
+    reconcile::commands::Corridor,
 };
-
-/// A boxed future, so that the node can be handed in behind a pointer.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The node behind a pointer.
 pub type Handle = Arc<dyn Door>;
 
-/// What a node shows to its faces.
-pub trait Door: Send + Sync + 'static {
+/// What a node shows to its faces. What they may order goes through the corridor that the cloud's commands take too.
+pub trait Door: Corridor + 'static {
     /// The snapshot. Answers from memory; never waits.
     fn report(&self) -> Report;
 
@@ -37,12 +35,6 @@ pub trait Door: Send + Sync + 'static {
 
     /// Whether the workload on this device may act, now and on every change. As for [`Door::answers`].
     fn permits(&self) -> watch::Receiver<Permit>;
-
-    /// Planned handover. Returns when the new owner's claim is committed. Dropping the future does not undo it.
-    ///
-    /// # Errors
-    /// [`Refusal`], with the reason to show.
-    fn transfer(&self, transfer: Transfer) -> BoxFuture<'_, Result<Transferred, Refusal>>;
 }
 
 /// Who owns, as far as this sidecar can vouch for it.
@@ -100,43 +92,6 @@ impl Permit {
         }
         self.clone()
     }
-}
-
-/// A wish for a planned handover.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transfer {
-    /// Who shall own next; `None` lets the site choose.
-    pub to: Option<DeviceId>,
-    /// Free text, kept in the history. At most 256 bytes, no control characters.
-    pub reason: String,
-    /// Who asks. At most 128 bytes, no control characters, never empty.
-    pub actor: String,
-}
-
-/// What came of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transferred {
-    /// The owner now.
-    pub device: DeviceId,
-    /// Its epoch.
-    pub epoch: Epoch,
-}
-
-/// Why a handover did not happen.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// The target is not a member of this site.
-    #[error("{0}")]
-    NoSuchDevice(String),
-    /// The target may not own, or nobody else may, or it owns already.
-    #[error("{0}")]
-    Unfit(String),
-    /// It cannot be decided now: no quorum, no leader, another handover under way.
-    #[error("{0}")]
-    NotNow(String),
-    /// It was begun, and whether it took effect is not known.
-    #[error("{0}")]
-    Unconfirmed(String),
 }
 
 #[cfg(test)]

@@ -58,6 +58,12 @@ struct States {
     hub_in_sync: Gauge,
     hub_lag: Float,
     hub_requests: Family<Labels, Counter>,
+    hub_rolled_back: Counter,
+    hub_confirmed_epoch: Gauge,
+    module_connected: Gauge,
+    module_in_sync: Gauge,
+    module_requests: Family<Labels, Counter>,
+    gate_messages: Family<Labels, Counter>,
     workload_up: Gauge,
     workload_failures: Gauge,
     member_reachable: Family<Labels, Gauge>,
@@ -136,6 +142,32 @@ impl Metrics {
             states.hub_lag.clone(),
         );
         r.register("hub_requests", "Answers of the hub, by code", states.hub_requests.clone());
+        r.register("module_connected", "1 if the module's own link stands", states.module_connected.clone());
+        r.register(
+            "module_in_sync",
+            "1 if the module's own twin is known to show what this sidecar has to say",
+            states.module_in_sync.clone(),
+        );
+        r.register(
+            "module_requests",
+            "Answers on the module's own link, by code",
+            states.module_requests.clone(),
+        );
+        r.register(
+            "gate_messages",
+            "Messages of the workload at the gate, by what became of them",
+            states.gate_messages.clone(),
+        );
+        r.register(
+            "hub_rolled_back",
+            "How often a twin was found to show an earlier epoch than before",
+            states.hub_rolled_back.clone(),
+        );
+        r.register(
+            "hub_confirmed_epoch",
+            "The newest epoch that all twins were confirmed to show",
+            states.hub_confirmed_epoch.clone(),
+        );
         r.register(
             "workload_up",
             "1 if the workload was observed running on this device",
@@ -228,8 +260,21 @@ impl States {
         self.may_fail.set(report.devices_may_fail.into());
         self.hub_in_sync.set(report.hub.in_sync.into());
         self.hub_lag.set(seconds(report.hub.lag_ms));
+        self.hub_rolled_back.inner().store(report.hub.rolled_back, Ordering::Relaxed);
+        self.hub_confirmed_epoch.set(number(report.hub.confirmed_epoch.unwrap_or(0)));
         for (code, count) in &report.hub.requests {
             let counter = self.hub_requests.get_or_create_owned(&vec![("code", code.clone())]);
+            counter.inner().store(*count, Ordering::Relaxed);
+        }
+        let module = report.hub.module.as_ref();
+        self.module_connected.set(module.is_some_and(|m| m.connected).into());
+        self.module_in_sync.set(module.is_some_and(|m| m.in_sync).into());
+        for (code, count) in module.iter().flat_map(|m| &m.requests) {
+            let counter = self.module_requests.get_or_create_owned(&vec![("code", code.clone())]);
+            counter.inner().store(*count, Ordering::Relaxed);
+        }
+        for (outcome, count) in module.iter().flat_map(|m| &m.gate) {
+            let counter = self.gate_messages.get_or_create_owned(&vec![("outcome", outcome.clone())]);
             counter.inner().store(*count, Ordering::Relaxed);
         }
         self.workload_up.set((report.workload.observed == "running").into());

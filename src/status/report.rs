@@ -36,6 +36,8 @@ pub struct Report {
     pub quorum: bool,
     /// How many more devices the site can lose before nobody may own.
     pub devices_may_fail: u32,
+    /// What people and programs have ordered, and is in force.
+    pub orders: Orders,
     /// All members, this device included.
     pub members: Vec<Member>,
     /// The workload on this device.
@@ -54,6 +56,32 @@ pub struct Report {
     pub history: Vec<Change>,
     /// Sidecars that were refused at the door.
     pub knocks: Vec<Knock>,
+}
+
+/// What people and programs have ordered, and is in force until another order lifts it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Orders {
+    /// Set while nobody takes over of its own accord.
+    pub paused: Option<Ordered>,
+    /// The devices that shall not own.
+    pub drained: BTreeMap<String, Ordered>,
+    /// The device that comes first where one is chosen.
+    pub preferred: Option<String>,
+    /// The least stretch of the timing, in hundredths of the configured one.
+    pub stretch_percent_min: Option<u32>,
+}
+
+/// Who ordered something.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ordered {
+    /// Who asked.
+    pub actor: String,
+    /// Why; may be empty.
+    pub reason: String,
+    /// When, by the asking device's wall clock, in milliseconds since 1970.
+    pub since_unix_ms: u64,
 }
 
 /// Who owns now.
@@ -170,10 +198,17 @@ pub struct Workload {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Hub {
-    /// `off` or `device-twin`.
+    /// `off`, `device-twin`, `module-twin` or `both`.
     pub mirror: String,
     /// The hub's host name; empty if the mirror is off.
     pub name: String,
+    /// The device that mirrors for the site: the owner, or whom it has asked because its own line to the hub is cut. Absent
+    /// if this device does not know.
+    pub mirrored_by: Option<String>,
+    /// The newest epoch that all twins were confirmed to show, by whichever device; absent if none was.
+    pub confirmed_epoch: Option<u64>,
+    /// How often a twin was found to show an earlier epoch than before, since the sidecar started.
+    pub rolled_back: u64,
     /// Whether every device's twin is known to show the record. False on devices that do not mirror now.
     pub in_sync: bool,
     /// How long the oldest change has been waiting, in milliseconds; 0 if in sync.
@@ -184,6 +219,30 @@ pub struct Hub {
     pub devices: Vec<HubDevice>,
     /// Answers of the hub since the sidecar started, by HTTP code, or `timeout`, `refused` and the like.
     pub requests: BTreeMap<String, u64>,
+    /// The sidecar's own module twin; absent where it is not written. Without device twins the fields above are about it too.
+    pub module: Option<HubModule>,
+}
+
+/// The sidecar's own module twin, and its link.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HubModule {
+    /// The hub's host name, and the edgeHub's if there is one between.
+    pub name: String,
+    /// Whether the link stands.
+    pub connected: bool,
+    /// Whether the twin shows all that this sidecar has to say. An edgeHub says so once it has stored it.
+    pub in_sync: bool,
+    /// How long the twin has not shown who owns, in milliseconds; 0 if it does.
+    pub lag_ms: u64,
+    /// The epoch it shows; absent if unknown.
+    pub epoch: Option<u64>,
+    /// When the other side last took or told something, in milliseconds since 1970; absent if never.
+    pub last_success_unix_ms: Option<u64>,
+    /// Answers since the sidecar started, by code; `connect` counts links that stood.
+    pub requests: BTreeMap<String, u64>,
+    /// What became of the workload's messages at the gate: `forwarded`, `dropped`, `stray` or `failed`; empty without a gate.
+    pub gate: BTreeMap<String, u64>,
 }
 
 /// One device's flag.

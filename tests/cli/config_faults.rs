@@ -43,6 +43,8 @@ fn case(name: &str, text: &str, variables: &[(&str, &str)]) {
     let folder = tempfile::tempdir().expect("folder");
     let place = folder.path().display().to_string();
     fs::write(folder.path().join("secret"), "HostName=h;SharedAccessKey=c2VjcmV0").expect("writes");
+    let good = "HostName=h;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
+    fs::write(folder.path().join("good"), good).expect("writes");
     fs::write(folder.path().join("not-pem"), "hello").expect("writes");
     fs::write(folder.path().join("quorate.toml"), text.replace("/etc/quorate", &place)).expect("writes");
     let said = faults(folder.path(), "quorate.toml", variables);
@@ -218,6 +220,33 @@ fn the_hub() {
     );
     with("hub_mirrors", "[hub]\nmirror = \"both\"\n");
     with(
+        "hub_places",
+        "[hub]\nmirror = \"off\"\nplace = \"reported\"\nplain = \"quorate.active\"\nworkload_module = \"a b\"\n",
+    );
+    with("hub_identity_alone", "[hub]\nmirror = \"device-twin\"\nidentity = \"arc\"\n");
+    with(
+        "hub_identities",
+        "[hub]\nmirror = \"device-twin\"\nidentity = \"me\"\nhost = \"myhub\"\nconnection_string_file = \"/etc/quorate/good\"\n",
+    );
+    with(
+        "hub_two_credentials",
+        "[hub]\nmirror = \"device-twin\"\nidentity = \"imds\"\nhost = \"h.azure-devices.net\"\n\
+         connection_string_file = \"/etc/quorate/good\"\n",
+    );
+    with("hub_host_alone", "[hub]\nhost = \"h.azure-devices.net\"\n");
+    with(
+        "hub_module",
+        "[hub]\nmirror = \"module-twin\"\nmodule_connection_string_file = \"/etc/quorate/secret\"\ngateway = \"a/b\"\n",
+    );
+    with("hub_policy_for_a_module", "[hub]\nmodule_connection_string_file = \"/etc/quorate/good\"\n");
+    with("hub_gateway_alone", "[hub]\ngateway = \"edge-1\"\n");
+    with(
+        "hub_numbers",
+        "[hub]\nsites = 0\nupdates_per_second = \"50\"\ntimeout = \"0s\"\ncommands = [\"status\", \"all\", \"reboot\"]\n",
+    );
+    with("hub_half_a_gate", "[hub.gate]\ninput = \"in\"\n");
+    with("hub_gate_without_module", "[hub]\ngate = { input = \"in\", output = \"out\", outputs = 1 }\n");
+    with(
         "hub_unknown_mirror",
         "[hub]\nmirror = \"twin\"\nflag = \"a..b\"\nrefresh = \"2d\"\nca_file = \"/etc/quorate/not-pem\"\n",
     );
@@ -229,6 +258,8 @@ fn the_hub() {
     );
     let good = "HostName=h;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
     case("hub_secret_without_mirror", SITE, &[ME, ("QUORATE_HUB__CONNECTION_STRING", good)]);
+    let runtime = ("IOTEDGE_WORKLOADURI", "unix:///run/w.sock");
+    case("hub_half_a_runtime", SITE, &[ME, runtime, ("IOTEDGE_MODULEID", "quorate")]);
 }
 
 #[test]

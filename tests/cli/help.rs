@@ -8,7 +8,8 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn help_texts() {
-    let mut commands = vec!["run", "check", "status", "leader", "why", "transfer"];
+    let mut commands = vec!["run", "check", "status", "leader", "why", "transfer", "fleet"];
+    commands.extend(["pause", "resume", "drain", "undrain", "prefer"]);
     if cfg!(feature = "emulator") {
         commands.push("demo");
         let top = quorate(&["--help"], &[]);
@@ -33,6 +34,11 @@ fn a_wrong_command_line_exits_64() {
         vec!["statos"],
         vec!["status", "--wotch"],
         vec!["transfer", "--to"],
+        vec!["drain"],
+        vec!["undrain", ""],
+        vec!["prefer"],
+        vec!["prefer", "edge-1", "--none"],
+        vec!["pause", "edge-1"],
         vec!["leader", "extra"],
         vec!["leader", "--endpoint", "https://10.0.0.1:7601"],
     ] {
@@ -46,7 +52,7 @@ fn a_wrong_command_line_exits_64() {
 fn a_sidecar_that_is_not_there_is_said_in_one_line_and_a_hint() {
     let folder = tempfile::tempdir().expect("folder");
     let endpoint = format!("unix:{}/control.sock", folder.path().display());
-    for command in ["status", "leader", "why", "transfer"] {
+    for command in ["status", "leader", "why", "transfer", "pause", "resume"] {
         let output = quorate(&[command, "--endpoint", &endpoint], &[]);
         assert_eq!(output.status.code(), Some(2), "{command}");
         let said = text(&output.stderr).replace(&endpoint, "ENDPOINT");

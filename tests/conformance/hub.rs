@@ -17,6 +17,8 @@ use quorate::{
         rest::RestHub,
         sas::Secret,
         store::Target,
+        throttle::Operation,
+        trouble::{Rule, Scope},
     },
     id::DeviceId,
 };
@@ -42,9 +44,12 @@ pub(super) struct Site {
 
 impl Site {
     pub(super) fn start(devices: &[&str]) -> Site {
-        let options = Options { devices: devices.iter().map(|d| device(d)).collect(), ..Options::default() };
-        let emulator =
-            Emulator::start(loopback(), loopback(), &options, Arc::new(BootClock)).expect("starts");
+        let devices = devices.iter().map(|d| device(d)).collect();
+        Site::start_with(&Options { devices, ..Options::default() }, Arc::new(BootClock))
+    }
+
+    pub(super) fn start_with(options: &Options, clock: Arc<dyn Clock>) -> Site {
+        let emulator = Emulator::start(loopback(), loopback(), options, clock).expect("starts");
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("ca.pem"), emulator.ca_pem()).expect("writes");
         Site { emulator, folder }
@@ -75,6 +80,8 @@ trait Bench {
     fn delete(&self, device: &DeviceId);
     fn meddle(&self, device: &DeviceId, change: &Change);
     fn trouble(&self, trouble: Trouble);
+    fn add_trouble(&self, rule: Rule);
+    fn rollback(&self, by: Duration);
     fn writes(&self) -> usize;
 }
 
@@ -93,6 +100,12 @@ impl Bench for MemoryHub {
     }
     fn trouble(&self, trouble: Trouble) {
         MemoryHub::trouble(self, trouble);
+    }
+    fn add_trouble(&self, rule: Rule) {
+        MemoryHub::add_trouble(self, rule).expect("is on");
+    }
+    fn rollback(&self, by: Duration) {
+        assert!(MemoryHub::rollback(self, by).lost > 0);
     }
     fn writes(&self) -> usize {
         self.log().len()
@@ -115,6 +128,12 @@ impl Bench for Site {
     fn trouble(&self, trouble: Trouble) {
         self.emulator.trouble(trouble);
     }
+    fn add_trouble(&self, rule: Rule) {
+        self.emulator.add_trouble(rule).expect("is on");
+    }
+    fn rollback(&self, by: Duration) {
+        assert!(self.emulator.rollback(by) > 0);
+    }
     fn writes(&self) -> usize {
         self.emulator.log().len()
     }
@@ -123,106 +142,164 @@ impl Bench for Site {
 async fn twins_are_merged_versioned_and_guarded(bench: &dyn Bench) {
     let (hub, d) = (bench.hub(), device("edge-1"));
     bench.create(&d);
-    let first = hub.get_twin(&d).await.expect("reads");
+    let first = hub.get_twin(&(&d).into()).await.expect("reads");
     assert_eq!((first.device.as_str(), first.version, first.desired.version), ("edge-1", 2, 1));
 
     let write = change(json!({"properties": {"desired": {"a": {"x": 1, "y": [1, 2]}, "b": "t"}}}));
-    let second = hub.patch_twin(&d, &write, Some(&first.etag)).await.expect("patches");
+    let second = hub.patch_twin(&(&d).into(), &write, Some(&first.etag)).await.expect("patches");
     assert_ne!(second.etag, first.etag);
     assert_eq!((second.version, second.desired.version, second.reported.version), (3, 2, 1));
 
     // Stale: refused, and nothing is changed.
-    let stale = hub.patch_twin(&d, &write, Some(&first.etag)).await.expect_err("is stale");
+    let stale = hub.patch_twin(&(&d).into(), &write, Some(&first.etag)).await.expect_err("is stale");
     assert_eq!(stale, Error::Changed);
     assert_eq!(stale.retry(), Retry::Reread);
-    assert_eq!(hub.get_twin(&d).await.expect("reads"), second);
+    assert_eq!(hub.get_twin(&(&d).into()).await.expect("reads"), second);
 
     // Without an etag: written in any case. Nulls delete, absent keys stay, scalars replace.
     let third =
         change(json!({"tags": {"site": "s"}, "properties": {"desired": {"a": {"x": null}, "b": {"c": 2}}}}));
-    let third = hub.patch_twin(&d, &third, None).await.expect("patches");
+    let third = hub.patch_twin(&(&d).into(), &third, None).await.expect("patches");
     assert_eq!(Value::Object(third.desired.values.clone()), json!({"a": {"y": [1, 2]}, "b": {"c": 2}}));
     assert_eq!(Value::Object(third.tags), json!({"site": "s"}));
 
     // Anybody's write makes an etag stale.
     bench.meddle(&d, &change(json!({"tags": {"other": true}})));
-    assert_eq!(hub.patch_twin(&d, &write, Some(&third.etag)).await, Err(Error::Changed));
+    assert_eq!(hub.patch_twin(&(&d).into(), &write, Some(&third.etag)).await, Err(Error::Changed));
     assert_eq!(bench.writes(), 3);
 }
 
 async fn limits_are_refused_for_good(bench: &dyn Bench) {
     let (hub, d) = (bench.hub(), device("edge-1"));
     bench.create(&d);
-    let before = hub.get_twin(&d).await.expect("reads");
+    let before = hub.get_twin(&(&d).into()).await.expect("reads");
     for bad in [
         json!({"properties": {"desired": {"s": "x".repeat(5000)}}}),
         json!({"properties": {"desired": {"n": 1_u64 << 52}}}),
         json!({"properties": {"desired": {"a b": 1}}}),
         json!({"tags": {"a": "x".repeat(4096), "b": "x".repeat(4096)}}),
     ] {
-        let error = hub.patch_twin(&d, &change(bad), None).await.expect_err("is refused");
+        let error = hub.patch_twin(&(&d).into(), &change(bad), None).await.expect_err("is refused");
         assert!(matches!(error, Error::Rejected { status: 400, .. }), "{error:?}");
         assert_eq!(error.retry(), Retry::SkipDevice);
     }
-    assert_eq!(hub.get_twin(&d).await.expect("reads"), before);
+    assert_eq!(hub.get_twin(&(&d).into()).await.expect("reads"), before);
 }
 
 async fn a_missing_device_is_told_from_a_missing_hub(bench: &dyn Bench) {
     let (hub, here, gone) = (bench.hub(), device("edge-1"), device("edge-9%$'"));
     bench.create(&here);
     bench.create(&gone);
-    hub.get_twin(&gone).await.expect("reads");
+    hub.get_twin(&(&gone).into()).await.expect("reads");
     bench.delete(&gone);
     for error in [
-        hub.get_twin(&gone).await.expect_err("is gone"),
-        hub.patch_twin(&gone, &Change::default(), None).await.expect_err("is gone"),
+        hub.get_twin(&(&gone).into()).await.expect_err("is gone"),
+        hub.patch_twin(&(&gone).into(), &Change::default(), None).await.expect_err("is gone"),
     ] {
         assert_eq!(error, Error::DeviceMissing { device: gone.to_string() });
         assert_eq!(error.condition(), Some(Condition::HubDeviceMissing));
     }
-    hub.get_twin(&here).await.expect("the others are not concerned");
+    hub.get_twin(&(&here).into()).await.expect("the others are not concerned");
 }
 
 async fn every_trouble_has_its_name(bench: &dyn Bench) {
     let (hub, d) = (bench.hub(), device("edge-1"));
     bench.create(&d);
-    hub.get_twin(&d).await.expect("reads");
+    hub.get_twin(&(&d).into()).await.expect("reads");
 
     bench.trouble(Trouble::Throttled { retry_after_s: Some(7) });
-    let error = hub.get_twin(&d).await.expect_err("is throttled");
+    let error = hub.get_twin(&(&d).into()).await.expect_err("is throttled");
     assert_eq!(error, Error::Throttled { status: 429, retry_after: Some(Duration::from_secs(7)) });
     assert_eq!(error.condition(), Some(Condition::HubThrottled));
     bench.trouble(Trouble::Throttled { retry_after_s: None });
-    let error = hub.get_twin(&d).await.expect_err("is throttled");
+    let error = hub.get_twin(&(&d).into()).await.expect_err("is throttled");
     assert_eq!(error, Error::Throttled { status: 429, retry_after: None });
 
     for status in [500, 503] {
         bench.trouble(Trouble::Failing { status });
-        let error = hub.patch_twin(&d, &Change::default(), None).await.expect_err("fails");
+        let error = hub.patch_twin(&(&d).into(), &Change::default(), None).await.expect_err("fails");
         assert!(matches!(error, Error::Unavailable { status: s, .. } if s == status), "{error:?}");
         assert_eq!(error.condition(), Some(Condition::HubUnreachable));
     }
 
+    bench.trouble(Trouble::Quota);
+    let error = hub.get_twin(&(&d).into()).await.expect_err("has had its day");
+    assert!(matches!(error, Error::Throttled { status: 403, .. }), "{error:?}");
+    for trouble in [Trouble::TokensExpired, Trouble::ClockSkew { ahead_s: 99_999 }] {
+        bench.trouble(trouble);
+        let error = hub.get_twin(&(&d).into()).await.expect_err("is refused");
+        assert!(matches!(error, Error::Unauthorized { status: 401, .. }), "{error:?}");
+    }
+    bench.trouble(Trouble::ClockSkew { ahead_s: 60 });
+    hub.get_twin(&(&d).into()).await.expect("a minute is no matter");
     bench.trouble(Trouble::Unreachable);
-    let error = hub.get_twin(&d).await.expect_err("is away");
+    let error = hub.get_twin(&(&d).into()).await.expect_err("is away");
     assert!(matches!(error, Error::Unreachable(_)), "{error:?}");
     bench.trouble(Trouble::None);
-    hub.get_twin(&d).await.expect("is back");
+    hub.get_twin(&(&d).into()).await.expect("is back");
 
     bench.trouble(Trouble::Slow { delay_ms: 50 });
-    hub.get_twin(&d).await.expect("is slow, but not too slow");
+    hub.get_twin(&(&d).into()).await.expect("is slow, but not too slow");
     assert_eq!(bench.writes(), 0, "nothing was written while in trouble");
+}
+
+async fn a_failover_loses_writes(bench: &dyn Bench, clock: &Hands) {
+    let (hub, d) = (bench.hub(), device("edge-1"));
+    clock.forward(1000);
+    bench.create(&d);
+    let write = |n: u64| change(json!({"properties": {"desired": {"n": n}}}));
+    let kept = hub.patch_twin(&(&d).into(), &write(1), None).await.expect("patches");
+    clock.forward(100);
+    let lost = hub.patch_twin(&(&d).into(), &write(2), Some(&kept.etag)).await.expect("patches");
+    bench.rollback(Duration::from_secs(50));
+    // A failover cuts every connection, which whoever comes next may notice.
+    let after = match hub.get_twin(&(&d).into()).await {
+        Err(Error::Unreachable(_)) => hub.get_twin(&(&d).into()).await,
+        other => other,
+    };
+    let after = after.expect("reads");
+    assert_eq!((&after.etag, after.version, &after.desired), (&kept.etag, kept.version, &kept.desired));
+    // Another write takes the lost one's etag: whoever still holds it would overwrite this without noticing.
+    let other = hub.patch_twin(&(&d).into(), &write(3), Some(&kept.etag)).await.expect("patches");
+    assert_eq!((&other.etag, other.version), (&lost.etag, lost.version));
+    assert_ne!(other.desired, lost.desired);
+}
+
+#[tokio::test]
+async fn a_failover_of_either_hub_loses_writes_and_gives_their_etags_out_again() {
+    let clock = Arc::new(Hands::default());
+    a_failover_loses_writes(&MemoryHub::new(clock.clone()), &clock).await;
+    let clock = Arc::new(Hands::default());
+    let site = Site::start_with(&Options::default(), clock.clone());
+    a_failover_loses_writes(&site, &clock).await;
+    site.emulator.stop().await;
+}
+
+async fn a_trouble_has_a_scope_and_a_chance(bench: &dyn Bench) {
+    let (hub, one, two) = (bench.hub(), device("edge-1"), device("edge-2"));
+    bench.create(&one);
+    bench.create(&two);
+    let scope = Scope { devices: vec!["edge-1".into()], operations: vec![Operation::TwinRead] };
+    let half = Rule { scope, probability: 0.5, ..Trouble::Failing { status: 500 }.into() };
+    bench.add_trouble(half);
+    let mut failed = 0;
+    for _ in 0..40 {
+        failed += usize::from(hub.get_twin(&(&one).into()).await.is_err());
+        hub.get_twin(&(&two).into()).await.expect("is spared");
+    }
+    hub.patch_twin(&(&one).into(), &change(json!({"tags": {"a": 1}})), None).await.expect("is spared");
+    assert!((8..=32).contains(&failed), "{failed} of 40 at one half");
 }
 
 async fn a_lost_answer_may_hide_a_write(bench: &dyn Bench) {
     let (hub, d) = (bench.hub(), device("edge-1"));
     bench.create(&d);
-    let before = hub.get_twin(&d).await.expect("reads");
+    let before = hub.get_twin(&(&d).into()).await.expect("reads");
     bench.trouble(Trouble::DropAnswer);
     let write = change(json!({"properties": {"desired": {"a": 1}}}));
-    let error = hub.patch_twin(&d, &write, Some(&before.etag)).await.expect_err("no answer");
+    let error = hub.patch_twin(&(&d).into(), &write, Some(&before.etag)).await.expect_err("no answer");
     assert!(matches!(error, Error::Unreachable(_)), "{error:?}");
-    let after = hub.get_twin(&d).await.expect("reads are answered");
+    let after = hub.get_twin(&(&d).into()).await.expect("reads are answered");
     assert_eq!(Value::Object(after.desired.values), json!({"a": 1}));
     assert_eq!(bench.writes(), 1, "it was tried once and not again");
 }
@@ -253,7 +330,27 @@ both! {
     limits_are_refused_for_good
     a_missing_device_is_told_from_a_missing_hub
     every_trouble_has_its_name
+    a_trouble_has_a_scope_and_a_chance
     a_lost_answer_may_hide_a_write
+}
+
+/// A clock that a test moves: the boot clock stands still in between, the wall clock is the real one and as far ahead.
+#[derive(Debug, Default)]
+pub(super) struct Hands(AtomicU64);
+
+impl Hands {
+    pub(super) fn forward(&self, seconds: u64) {
+        self.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
+
+impl Clock for Hands {
+    fn now(&self) -> Moment {
+        Moment::from_nanos(self.0.load(Ordering::SeqCst) * 1_000_000_000)
+    }
+    fn wall_ms(&self) -> u64 {
+        BootClock.wall_ms() + self.0.load(Ordering::SeqCst) * 1000
+    }
 }
 
 /// A wall clock that a test can set; the boot clock is the real one.
@@ -275,14 +372,14 @@ async fn a_wrong_wall_clock_is_named_and_mends_itself() {
     let ten_years = 10 * 365 * 24 * 3600 * 1000;
     let wall = Arc::new(Wall(AtomicU64::new(BootClock.wall_ms() - ten_years)));
     let hub: hub::Handle = Arc::new(RestHub::open(&site.settings(), wall.clone()).expect("opens"));
-    let error = hub.get_twin(&device("edge-1")).await.expect_err("the token has long expired");
+    let error = hub.get_twin(&Target::device("edge-1")).await.expect_err("the token has long expired");
     assert_eq!(error.condition(), Some(Condition::HubUnauthorized));
     assert!(error.to_string().contains("s behind the hub's"), "{error}");
     // Set right: the next token is good. Set wrong again: the token in hand still is.
     wall.0.store(BootClock.wall_ms(), Ordering::SeqCst);
-    hub.get_twin(&device("edge-1")).await.expect("reads");
+    hub.get_twin(&Target::device("edge-1")).await.expect("reads");
     wall.0.store(1, Ordering::SeqCst);
-    hub.get_twin(&device("edge-1")).await.expect("reads");
+    hub.get_twin(&Target::device("edge-1")).await.expect("reads");
 }
 
 #[tokio::test]
@@ -293,7 +390,7 @@ async fn a_wrong_key_and_a_missing_right_are_refused_without_telling_the_key() {
     let wrong = good.replace(&key, "d3Jvbmc=");
     let settings = Settings { connection_string: Some(Secret::from(wrong)), ..site.settings() };
     let hub = RestHub::open(&settings, Arc::new(BootClock)).expect("opens");
-    let error = hub::Hub::get_twin(&hub, &device("edge-1")).await.expect_err("is refused");
+    let error = hub::Hub::get_twin(&hub, &Target::device("edge-1")).await.expect_err("is refused");
     assert!(matches!(error, Error::Unauthorized { status: 401, .. }), "{error:?}");
     let shown = format!("{error} {error:?} {hub:?} {settings:?} {:?}", site.settings());
     assert!(!shown.contains("d3Jvbmc=") && !shown.contains(&key) && !shown.contains("sig="), "{shown}");
@@ -313,10 +410,10 @@ async fn a_rotated_key_is_found_in_its_file() {
     for text in ["", "HostName=elsewhere;SharedAccessKeyName=service;SharedAccessKey=d3Jvbmc=", good.as_str()]
     {
         std::fs::write(&file, text).expect("writes");
-        let error = hub.get_twin(&device("edge-1")).await.expect_err("is still the wrong key");
+        let error = hub.get_twin(&Target::device("edge-1")).await.expect_err("is still the wrong key");
         assert!(matches!(error, Error::Unauthorized { status: 401, .. }), "{error:?}");
     }
-    hub.get_twin(&device("edge-1")).await.expect("reads with the new key");
+    hub.get_twin(&Target::device("edge-1")).await.expect("reads with the new key");
 }
 
 #[tokio::test]
@@ -352,7 +449,7 @@ async fn an_address_instead_of_a_name_is_served_too() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(folder.path().join("ca.pem"), emulator.ca_pem()).expect("writes");
     let site = Site { emulator, folder };
-    site.hub().get_twin(&device("edge-1")).await.expect("reads");
+    site.hub().get_twin(&Target::device("edge-1")).await.expect("reads");
     for host in ["", "a b", "x/y", "user@x"] {
         let options = Options { host: host.into(), ..Options::default() };
         assert!(Emulator::start(loopback(), loopback(), &options, Arc::new(BootClock)).is_err(), "{host:?}");
@@ -368,69 +465,12 @@ async fn garbage_half_open_and_oversized_requests_hurt_nobody_else() {
     let half_open: Vec<_> = (0..50).map(|_| dial()).collect();
     let mut garbage = dial();
     garbage.write_all(&[0x16, 0x03, 0x01, 0xff, 0xff, 0x00, 0x41, 0x41]).expect("writes");
-    hub.get_twin(&device("edge-1")).await.expect("is served");
+    hub.get_twin(&Target::device("edge-1")).await.expect("is served");
     let big = json!({"properties": {"desired": {"a": "x".repeat(400_000)}}});
-    let error = hub.patch_twin(&device("edge-1"), &change(big), None).await.expect_err("is too large");
+    let error =
+        hub.patch_twin(&Target::device("edge-1"), &change(big), None).await.expect_err("is too large");
     assert!(matches!(error, Error::Rejected { status: 413, .. } | Error::Unreachable(_)), "{error:?}");
-    hub.get_twin(&device("edge-1")).await.expect("is served");
+    hub.get_twin(&Target::device("edge-1")).await.expect("is served");
     drop(half_open);
     site.emulator.stop().await;
-}
-
-#[tokio::test]
-async fn the_switches_work_while_the_hub_is_away() {
-    let site = Site::start(&["edge-1"]);
-    let admin = format!("http://{}/emulator", site.emulator.admin_address());
-    let client = plain_http(&admin);
-    let hub = site.hub();
-    let answer = client.post("trouble", r#"{"kind":"unreachable"}"#).await;
-    assert!(answer.contains("unreachable"), "{answer}");
-    assert!(matches!(hub.get_twin(&device("edge-1")).await, Err(Error::Unreachable(_))));
-    assert!(client.post("trouble", r#"{"kind":"nonsense"}"#).await.contains("error"));
-    assert!(client.post("trouble", r#"{"kind":"failing","status":200}"#).await.contains("error"));
-    assert!(client.get("trouble").await.contains("unreachable"));
-    client.post("trouble", r#"{"kind":"none"}"#).await;
-    hub.patch_twin(&device("edge-1"), &change(json!({"tags": {"a": 1}})), None).await.expect("patches");
-    let log = client.get("log").await;
-    assert!(log.contains(r#""device":"edge-1""#) && log.contains(r#""number":1"#), "{log}");
-    assert!(client.get("log?after=1").await.ends_with("[]"));
-    assert!(client.get("twins").await.contains(r#""tags":{"a":1}"#));
-}
-
-/// Plain HTTP by hand: enough for the switches.
-struct Plain {
-    address: String,
-    path: String,
-}
-
-fn plain_http(base: &str) -> Plain {
-    let rest = base.strip_prefix("http://").expect("plain HTTP");
-    let (address, path) = rest.split_once('/').expect("a path");
-    Plain { address: address.to_owned(), path: format!("/{path}") }
-}
-
-impl Plain {
-    async fn send(&self, request: String) -> String {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let stream = std::net::TcpStream::connect(&self.address).expect("connects");
-        stream.set_nonblocking(true).expect("a socket");
-        let mut stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
-        stream.write_all(request.as_bytes()).await.expect("writes");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("reads");
-        answer
-    }
-
-    async fn get(&self, what: &str) -> String {
-        self.send(format!("GET {}/{what} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", self.path)).await
-    }
-
-    async fn post(&self, what: &str, body: &str) -> String {
-        let length = body.len();
-        self.send(format!(
-            "POST {}/{what} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}",
-            self.path
-        ))
-        .await
-    }
 }

@@ -11,11 +11,11 @@ use std::{
 use quorate::{
     clock::BootClock,
     condition::Condition,
-    hub::{Error, Hub, Settings, rest::RestHub, sas::Secret},
+    hub::{Error, Hub, Settings, Target, rest::RestHub, sas::Secret},
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use super::hub::{device, loopback};
+use super::hub::loopback;
 
 /// A server that says the same to everybody, with a certificate of its own.
 struct Stranger {
@@ -92,7 +92,7 @@ impl Stranger {
     }
 
     async fn error(&self) -> Error {
-        self.hub(true).get_twin(&device("edge-1")).await.expect_err("is not the hub")
+        self.hub(true).get_twin(&Target::device("edge-1")).await.expect_err("is not the hub")
     }
 }
 
@@ -110,7 +110,7 @@ async fn other_answers_are_named_for_what_they_are() {
         (http("200 OK", "content-type: application/json\r\n", r#"{"hello":1}"#), "without a twin"),
         (http("200 OK", "", r#"{"deviceId":"edge-1","et"#), "cut off"),
         (http("200 OK", "", ""), "empty"),
-        (http("200 OK", "", twin_of_another), "another device"),
+        (http("200 OK", "", twin_of_another), "somebody else"),
         (http("200 OK", "", &long), "longer"),
         (http("403 Forbidden", "content-type: text/html\r\n", "<html>Blocked</html>"), "HTML"),
         (http("404 Not Found", "", r#"{"Message":"no such page"}"#), "404"),
@@ -137,7 +137,8 @@ async fn a_redirect_is_never_followed() {
 #[tokio::test]
 async fn an_untrusted_certificate_gets_no_token() {
     let wrong_authority = Stranger::over_tls("localhost", "");
-    let error = wrong_authority.hub(false).get_twin(&device("edge-1")).await.expect_err("is not trusted");
+    let error =
+        wrong_authority.hub(false).get_twin(&Target::device("edge-1")).await.expect_err("is not trusted");
     assert!(matches!(error, Error::Untrusted(_)), "{error:?}");
     assert_eq!(error.condition(), Some(Condition::HubUntrusted));
     let wrong_name = Stranger::over_tls("elsewhere.example", "");
@@ -196,7 +197,8 @@ async fn the_request_is_what_the_hub_expects() {
         Stranger::over_tls("localhost", &http("503 Service Unavailable", "retry-after: 3\r\n", "<html>"));
     let hub = stranger.hub(true);
     let change = super::hub::change(serde_json::json!({"properties": {"desired": {"a": 1}}}));
-    let error = hub.patch_twin(&device("edge%1"), &change, Some("AAA=")).await.expect_err("is not there");
+    let error =
+        hub.patch_twin(&Target::device("edge%1"), &change, Some("AAA=")).await.expect_err("is not there");
     assert!(
         matches!(error, Error::Unavailable { retry_after: Some(after), .. } if after.as_secs() == 3),
         "{error:?}"

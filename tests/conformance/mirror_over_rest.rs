@@ -39,6 +39,7 @@ async fn an_ownership_that_moves_while_the_hub_is_away_is_shown_when_it_is_back(
     let mirror = Mirror {
         hub: Arc::new(RestHub::open(&site.settings(), Arc::new(BootClock)).expect("opens")),
         published: published_now,
+        confirmed: watch::channel(None).1,
         state: state_sender,
         clock: Arc::new(BootClock),
         dice: Box::new(move || {

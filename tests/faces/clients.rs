@@ -70,6 +70,29 @@ async fn status_why_and_transfer_print_what_the_sidecar_says() {
 }
 
 #[tokio::test]
+async fn orders_print_what_became_of_them() {
+    let grpc = Grpc::start().await;
+    let endpoint = format!("http://{}", grpc.address);
+    for (words, said) in [
+        (&["pause", "--reason", "switch"][..], "paused: no device takes over until `quorate resume`\n"),
+        (&["resume"], "resumed: any fit device may take over again\n"),
+        (&["drain", "edge-2"], "edge-2 is drained\n"),
+        (&["undrain", "edge-2"], "edge-2 may own again\n"),
+        (&["prefer", "edge-2"], "edge-2 is preferred\n"),
+        (&["prefer", "--none"], "no device is preferred\n"),
+        (&["pause", "--json"], "{\"epoch\":18,\"owner\":null}\n"),
+    ] {
+        let output = quorate(&[words, &["--endpoint", &endpoint]].concat()).await;
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(0), said), "{words:?}");
+    }
+    let asked = grpc.puppet.asked.lock().expect("no panic")[0].clone();
+    assert_eq!((asked.actor.as_str(), asked.reason.as_str()), ("ann", "switch"));
+    let output = quorate(&["drain", "edge-9", "--endpoint", &endpoint]).await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).starts_with("quorate: edge-9 is not a member of plant-7\n  hint: "));
+}
+
+#[tokio::test]
 async fn what_is_no_sidecar_is_said_to_be_none() {
     #[expect(
         clippy::disallowed_methods,

@@ -4,12 +4,13 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use quorate::control::{
     proto::{
-        GetLeaderRequest, GetStatusRequest, TransferRequest, WatchLeaderRequest, WatchOwnershipRequest,
-        WhyRequest, control_client::ControlClient, ownership_client::OwnershipClient,
+        DeviceRequest, GetLeaderRequest, GetStatusRequest, OrderRequest, TransferRequest, WatchLeaderRequest,
+        WatchOwnershipRequest, WhyRequest, control_client::ControlClient, ownership_client::OwnershipClient,
     },
     server::{Error, Listeners, serve},
     socket::Socket,
 };
+use quorate::reconcile::commands::Order;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -125,6 +126,39 @@ async fn status_why_and_transfer() {
 }
 
 /// The node renews each 100 ms for 400 ms. The workload must never be told less than it has, and must be told the end.
+#[tokio::test]
+async fn orders_reach_the_node_as_they_were_given() {
+    let grpc = Grpc::start().await;
+    let mut client = ControlClient::new(grpc.channel().await);
+    let order = |reason: &str| OrderRequest { reason: reason.into(), actor: "ann".into() };
+    let about = |device: &str| DeviceRequest { device: device.into(), ..DeviceRequest::default() };
+    let done = client.pause(order("new switch")).await.expect("done").into_inner();
+    assert_eq!((done.epoch, done.owner.as_str()), (18, ""));
+    client.resume(order("")).await.expect("done");
+    client.drain(about("edge-2")).await.expect("done");
+    client.undrain(about("edge-2")).await.expect("done");
+    client.prefer(about("edge-2")).await.expect("done");
+    client.prefer(about("")).await.expect("done");
+    let edge_2 = super::device("edge-2");
+    let asked = grpc.puppet.asked.lock().expect("no panic").clone();
+    let orders: Vec<Order> = asked.iter().map(|wish| wish.order.clone()).collect();
+    let (drain, undrain) = (Order::Drain(edge_2.clone()), Order::Undrain(edge_2.clone()));
+    let prefer = Order::Prefer(Some(edge_2));
+    assert_eq!(orders, [Order::Pause, Order::Resume, drain, undrain, prefer, Order::Prefer(None)]);
+    assert_eq!((asked[0].actor.as_str(), asked[0].reason.as_str()), ("ann", "new switch"));
+    assert!(asked.iter().all(|wish| wish.id.is_none() && wish.base.is_none()));
+    assert_eq!(asked[2].actor, "unknown");
+    let refused = client.drain(about("edge-3")).await.expect_err("refused");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    for wrong in ["", "not a device"] {
+        assert_eq!(client.drain(about(wrong)).await.expect_err("wrong").code(), Code::InvalidArgument);
+        assert_eq!(client.undrain(about(wrong)).await.expect_err("wrong").code(), Code::InvalidArgument);
+    }
+    let long = client.pause(order(&"x".repeat(257))).await.expect_err("too long");
+    assert_eq!(long.code(), Code::InvalidArgument);
+    assert_eq!(grpc.puppet.asked.lock().expect("no panic").len(), 7, "the node was not bothered");
+}
+
 #[tokio::test]
 async fn ownership_is_renewed_before_it_lapses_and_its_end_is_told() {
     let grpc = Grpc::start().await;

@@ -2,7 +2,7 @@
 
 use crate::{
     guard::To,
-    product::{Does, REFUSAL, STALE, decides, promised, runs_for},
+    product::{Does, Owned, REFUSAL, STALE, decides, promised, runs_for},
     rules::{Rule, Scope},
     state::{Message, OWN, Proposed, Role, State},
 };
@@ -12,7 +12,8 @@ impl State {
         let n = &self.nodes[node];
         let running = if n.runs > 0 { n.runs_under } else { 0 };
         let held = runs_for(n.lease, node, true) > 0;
-        decides(node, n.role == Role::Leader, self.owned(n.key), held, running, n.burned)
+        let owned = Owned { paused: n.paused, ..self.owned(n.key) };
+        decides(node, n.role == Role::Leader, owned, held, running, n.burned)
     }
 
     /// Whether the guard would begin a vote.

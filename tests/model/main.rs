@@ -11,7 +11,7 @@
 //! |---|---|
 //! | may it vote, does it promise | `raft::vote_guard::Guard`, one per device |
 //! | until when the owner may act | `ownership::lease::Lease` with a legal `timing::Timing` |
-//! | who owns, who may claim, what a receipt ends | `ownership::record::Record::apply` |
+//! | who owns, who may claim (while the site is paused, too), what a receipt ends | `ownership::record::Record::apply` |
 //! | start, stop, claim, release | `ownership::decide::decide` |
 //! | asking, answering, restarting, lifting (`steps.rs`, `effects.rs`) | written down again: `reconcile/lease.rs`, `raft/group.rs`, `raft/machine.rs` |
 //! | votes, logs, commits | written down again, as Raft promises them: a commit reaches the leader and one other at one moment, and nobody votes for a log shorter than its own |
@@ -19,7 +19,7 @@
 //! **More than the product does**: a renewal takes any time, overtakes another, or is lost; a vote's answer takes any time; a
 //! candidate takes any ballot above its own; whoever may campaign does so whenever it likes, without pre-vote, rank or
 //! named successor; a workload runs from the moment it may to the very end of lease and grace, unless its end was
-//! confirmed; a fencer may give its receipt while its sidecar lives; a proposed receipt, and with `late_claims` a claim, may
+//! confirmed; in a paused site without owner whoever asks may be the one that owned last; a fencer may give its receipt while its sidecar lives; a proposed receipt, and with `late_claims` a claim, may
 //! be committed at any later time by any leader; the guard is never told that a workload runs.
 //!
 //! **Less**: three voters, no membership changes; a follower that has an entry has applied it (what a new leader must

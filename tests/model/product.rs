@@ -18,10 +18,10 @@ use quorate::{
     epoch::Epoch,
     id::{DeviceId, Incarnation, NodeId, SiteId},
     ownership::{
-        command::{Claim, Command, Outcome, StopReceipt},
+        command::{Claim, Command, Order, Outcome, StopReceipt},
         decide::{Action, decide},
         lease::Lease,
-        record::{Cause, Ownership, Record, Released},
+        record::{Cause, Change, Ownership, Record, Released},
         view::{Running, Standing, Unfit, View},
     },
     site::{Member, Role, Site},
@@ -145,6 +145,8 @@ pub struct Owned {
     /// The owner and whether its sidecar still lives the life in which it claimed; `None` before the first claim and after
     /// a receipt.
     pub owner: Option<(usize, bool)>,
+    /// Whether the site is paused. Then whoever asks may be the one that owned last, if nobody owns.
+    pub paused: bool,
 }
 
 fn device(node: usize) -> DeviceId {
@@ -162,8 +164,28 @@ static EMPTY: LazyLock<Record> = LazyLock::new(|| {
 });
 
 impl Owned {
-    fn record(self) -> Record {
+    /// The record as `asks` sees it.
+    fn record(self, asks: usize) -> Record {
         let mut record = EMPTY.clone();
+        if self.paused {
+            record.apply(&Command::Pause(Order {
+                id: 1,
+                actor: String::new(),
+                reason: String::new(),
+                at_unix_ms: 0,
+                base: None,
+                expires_unix_ms: 0,
+            }));
+            record.history.push_back(Change {
+                epoch: epoch(self.epoch),
+                device: device(self.owner.map_or(asks, |(node, _)| node)),
+                cause: Cause::FirstStart,
+                actor: String::new(),
+                reason: String::new(),
+                since_unix_ms: 0,
+                until_unix_ms: None,
+            });
+        }
         record.epoch = epoch(self.epoch);
         record.owner = self.owner.map(|(node, present)| Ownership {
             device: device(node),
@@ -184,16 +206,17 @@ impl Owned {
         Owned {
             epoch: u8::try_from(record.epoch.get()).expect("small"),
             owner: record.owner.as_ref().map(|o| (node(o), o.incarnation == life(true))),
+            paused: record.paused.is_some(),
         }
     }
 
     fn pack(self) -> usize {
         let owner = self.owner.map_or(7, |(node, present)| node << 1 | usize::from(present));
-        usize::from(self.epoch) << 3 | owner
+        usize::from(self.epoch) << 4 | usize::from(self.paused) << 3 | owner
     }
 
-    fn apply(self, command: &Command) -> u16 {
-        let mut record = self.record();
+    fn apply(self, asks: usize, command: &Command) -> u16 {
+        let mut record = self.record(asks);
         match record.apply(command) {
             Outcome::Done { .. } => u16::try_from(Owned::read(&record).pack()).expect("few bits"),
             _ => u16::MAX - 1,
@@ -203,7 +226,10 @@ impl Owned {
     fn unpack(bits: u16) -> Option<Owned> {
         let owner = usize::from(bits & 7);
         let owner = (owner < 7).then_some((owner >> 1, owner & 1 == 1));
-        (bits < u16::MAX - 1).then(|| Owned { epoch: u8::try_from(bits >> 3).expect("few bits"), owner })
+        (bits < u16::MAX - 1).then(|| {
+            let (epoch, paused) = (u8::try_from(bits >> 4).expect("few bits"), bits >> 3 & 1 == 1);
+            Owned { epoch, owner, paused }
+        })
     }
 
     /// A claim for the epoch after `base`. `None` if it was refused.
@@ -214,7 +240,7 @@ impl Owned {
             let (device, incarnation) = (device(node), life(present));
             let base = epoch(base);
             let claim = Claim { device, incarnation, base, at_unix_ms: 0, seal: None, proof: None };
-            self.apply(&Command::Claim(claim))
+            self.apply(node, &Command::Claim(claim))
         }))
     }
 
@@ -224,14 +250,15 @@ impl Owned {
         let question = self.pack() << 5 | node << 3 | usize::from(present) << 2 | usize::from(number);
         Owned::unpack(MEMO.get(question, || {
             let (device, incarnation, reason) = (device(node), life(present), String::new());
-            self.apply(&Command::StopReceipt(StopReceipt {
+            let receipt = StopReceipt {
                 device,
                 incarnation,
                 epoch: epoch(number),
                 successor: None,
                 reason,
                 at_unix_ms: 0,
-            }))
+            };
+            self.apply(node, &Command::StopReceipt(receipt))
         }))
     }
 }
@@ -262,7 +289,7 @@ pub fn decides(node: usize, leads: bool, owned: Owned, held: bool, running: u8, 
         | usize::from(running) << 1
         | usize::from(leaves);
     let answer = MEMO.get(question, || {
-        let record = owned.record();
+        let record = owned.record(node);
         let decision = decide(&View {
             burned: None,
             now: NOW,

@@ -229,7 +229,7 @@ impl State {
         } else {
             None
         };
-        Owned { epoch, owner }
+        Owned { epoch, owner, paused: false }
     }
 
     /// The epoch that this device owns in its present life, as far as it knows; 0 if none.

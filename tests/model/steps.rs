@@ -5,7 +5,7 @@
 //! meanwhile, unless its end was confirmed.
 
 use crate::{
-    product::{Does, STALE, promised},
+    product::{Does, Owned, STALE, promised},
     rules::{Rule, Scope},
     state::{Message, OWN, Proposed, Role, State},
 };
@@ -201,7 +201,7 @@ impl All<'_> {
 
     fn may_claim(&self, node: usize) -> bool {
         let n = &self.state.nodes[node];
-        !n.paused && n.key == self.state.top && self.state.top.div_ceil(2) < self.scope.epochs
+        n.key == self.state.top && self.state.top.div_ceil(2) < self.scope.epochs
     }
 
     /// What `a` does with `b`.
@@ -262,7 +262,7 @@ impl All<'_> {
     /// What `leader` commits with `with`, which has all that came before.
     fn commits(&mut self, leader: usize, with: usize, before: &State) {
         let scope = self.scope;
-        let top = before.owned(before.top);
+        let top = Owned { paused: before.pause == 1, ..before.owned(before.top) };
         let now = !scope.late_claims && before.decides(leader) == Does::Claims && self.may_claim(leader);
         for node in 0..3 {
             let proposed = before.nodes[node].claim;

@@ -7,12 +7,20 @@ mod fencer;
 mod folders;
 mod footing;
 mod forgery;
+#[cfg(feature = "emulator")]
+mod hub;
+#[cfg(feature = "emulator")]
+mod hub_trouble;
 mod last_line;
 mod lifecycle;
 mod listeners;
 mod memory;
 mod mirror;
+#[cfg(feature = "emulator")]
+mod module;
 mod receipt;
+#[cfg(feature = "emulator")]
+mod secrets;
 mod site;
 mod stage;
 mod strangers;

@@ -10,8 +10,8 @@ use crate::stage::hub::SiteHub;
 #[derive(Default)]
 pub struct Twins {
     requests: u64,
-    /// The highest epoch that each twin has shown.
-    highest: BTreeMap<DeviceId, u64>,
+    /// The highest epoch that each device's twin, and its sidecar's, has shown.
+    highest: BTreeMap<DeviceId, (u64, u64)>,
 }
 
 impl Twins {
@@ -21,21 +21,31 @@ impl Twins {
         if std::mem::replace(&mut self.requests, requests) == requests {
             return Ok(());
         }
-        let mut active: BTreeMap<u64, &DeviceId> = BTreeMap::new();
+        let (mut active, mut claimed): (BTreeMap<u64, &DeviceId>, BTreeMap<u64, &DeviceId>) =
+            Default::default();
         for device in hub.devices() {
-            let seen = hub.seen(device);
+            let (seen, said) = (hub.seen(device), hub.said(device));
             let highest = self.highest.entry(device.clone()).or_default();
-            if seen.epoch < *highest {
-                return Err(format!("the twin of {device} went back from {highest} to {}", seen.epoch));
-            }
-            *highest = seen.epoch;
-            if seen.epoch > reached {
-                return Err(format!("the twin of {device} shows {}, the site is at {reached}", seen.epoch));
+            for (what, epoch, highest) in
+                [("twin", seen.epoch, &mut highest.0), ("module twin", said.epoch, &mut highest.1)]
+            {
+                if epoch < *highest {
+                    return Err(format!("the {what} of {device} went back from {highest} to {epoch}"));
+                }
+                *highest = epoch;
+                if epoch > reached {
+                    return Err(format!("the {what} of {device} shows {epoch}, the site is at {reached}"));
+                }
             }
             if seen.active
                 && let Some(other) = active.insert(seen.epoch, device)
             {
                 return Err(format!("{other} and {device} are both active at epoch {}", seen.epoch));
+            }
+            if said.active
+                && let Some(other) = claimed.insert(said.epoch, device)
+            {
+                return Err(format!("{other} and {device} both say that they own at epoch {}", said.epoch));
             }
         }
         Ok(())

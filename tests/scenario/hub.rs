@@ -59,18 +59,40 @@ fn the_owners_internet_line_is_cut() {
 }
 
 #[test]
-fn a_new_owner_without_internet_is_shown_once_its_line_is_back() {
+fn a_new_owner_without_internet_is_shown_by_another_member() {
     let (mut stage, owner) = running(Setup::default());
     stage.twins_follow(5 * S);
     let target = (owner + 1) % 3;
     stage.hub.lines[target].cut(true);
     stage.transfer(target);
     another_runs(&mut stage, 2 * S, owner);
-    stage.pass(20 * S);
-    // The old owner is in good order and knows that it is not its business any more.
-    assert!(stage.devices.iter().all(|d| stage.hub.seen(&d.id).epoch == 1));
+    stage.twins_follow(15 * S);
+    // Handed back without a word more to the twins.
+    let told = stage.hub.memory.log().len();
     stage.hub.lines[target].cut(false);
-    stage.twins_follow(90 * S);
+    stage.pass(60 * S);
+    assert_eq!(stage.hub.memory.log().len(), told);
+    stage.transfer(owner);
+    another_runs(&mut stage, 2 * S, target);
+    stage.twins_follow(5 * S);
+    assert_eq!(stage.epochs(), [1, 2, 3]);
+}
+
+/// The owner's own line fails and comes back again and again, and the ownership moves meanwhile.
+#[test]
+fn a_flapping_line_leaves_the_twins_right() {
+    let (mut stage, owner) = running(Setup::default());
+    stage.twins_follow(5 * S);
+    for round in 0..6 {
+        stage.hub.lines[owner].cut(round % 2 == 0);
+        stage.pass(3 * S);
+    }
+    stage.hub.lines[owner].cut(true);
+    stage.crash(owner);
+    let second = another_runs(&mut stage, bound(), owner);
+    stage.hub.lines[second].cut(true);
+    stage.twins_follow(30 * S);
+    assert_eq!(stage.epochs(), [1, 2], "no line of anybody's moves the ownership");
 }
 
 /// The owner loses the LAN but keeps its internet line, and goes on believing that it leads. A write that it has made

@@ -2,12 +2,14 @@
 //! simulated millisecond (`stage`), so a story only says what should happen besides.
 
 mod brownout;
+mod commands;
 mod election;
 mod handover;
 mod hub;
 mod links;
 mod loss;
 mod machine;
+mod module;
 mod rejoin;
 mod start;
 

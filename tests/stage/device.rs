@@ -11,6 +11,7 @@ use std::{
 use quorate::{
     clock::{Clock, Moment},
     dice::Dice,
+    hub::memory_link::MemoryModule,
     id::{DeviceId, Incarnation, StoreId},
     node::{
         Environment, Node,
@@ -60,6 +61,8 @@ impl Clock for SimClock {
 /// What a person or a supervisor tells a sidecar.
 pub enum Order {
     Transfer(DeviceId),
+    /// A person's command, as a face proposes it.
+    Propose(Command),
     Leave,
     /// A fencer shows its receipt.
     Hear(Receipt),
@@ -81,6 +84,7 @@ pub struct Device {
     pub disk: SimDisk,
     pub clock: Arc<SimClock>,
     pub line: SimLine,
+    pub module: MemoryModule,
     pub fencer: Fencer,
     pub live: Arc<Mutex<Option<Live>>>,
     pub lives: Arc<AtomicU64>,
@@ -166,15 +170,18 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
     let node =
         Node::start(on.site.clone(), device.id.clone(), environment).await.map_err(|e| e.to_string())?;
     let settings = quorate::hub::Settings { refresh: on.refresh, ..quorate::hub::Settings::default() };
-    let _state = node.mirror(Arc::new(device.line.clone()), settings, dice.split());
+    let _state = node.mirror(Arc::new(device.line.clone()), settings.clone(), dice.split());
+    let (face, ends) = node.module(Arc::new(device.module.clone()), &settings, dice.split());
     let node = Arc::new(node);
     let surroundings = Surroundings {
         mirror: None,
+        module: Some(face),
         workload_kind: "process",
         workload_conditions: watch::channel(Vec::new()).1,
     };
     let (faces, stop) = (TaskTracker::new(), CancellationToken::new());
     let door = NodeDoor::open(node.clone(), surroundings, dice.split(), &faces, stop.clone());
+    door.speak(ends);
     let _stop = stop.drop_guard();
     let live = Live {
         record: node.group.record(),
@@ -205,6 +212,12 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
                     return Ok(false);
                 }
                 Order::Hear(receipt) => node.group.attested(receipt),
+                Order::Propose(command) => {
+                    let group = node.group.clone();
+                    node.spawn(async move {
+                        let _ = group.propose(command, Duration::from_secs(5)).await;
+                    });
+                }
                 Order::Transfer(to) => {
                     let base = node.group.record().borrow().record.epoch;
                     let transfer = Transfer {
@@ -214,6 +227,7 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
                         reason: "the test wants it".into(),
                         actor: "test".into(),
                         at_unix_ms: 0,
+                        expires_unix_ms: 0,
                     };
                     let group = node.group.clone();
                     node.spawn(async move {

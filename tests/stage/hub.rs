@@ -15,9 +15,10 @@ use quorate::{
     clock::Clock,
     dice::Dice,
     hub::{
-        BoxFuture, Change, Error, Flag, FlagPath, Hub, Twin,
+        BoxFuture, Change, Error, Flag, FlagPath, Hub, Target, Twin,
         flag::Seen,
         memory::{Line, MemoryHub},
+        memory_link::MemoryModule,
     },
     id::DeviceId,
     site::Site,
@@ -86,13 +87,17 @@ impl Hub for SimLine {
         self.line.name()
     }
 
-    fn get_twin<'a>(&'a self, device: &'a DeviceId) -> BoxFuture<'a, Result<Twin, Error>> {
-        Box::pin(self.call(self.line.get_twin(device)))
+    fn knock(&self) -> BoxFuture<'_, Result<(), Error>> {
+        self.line.knock()
+    }
+
+    fn get_twin<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Twin, Error>> {
+        Box::pin(self.call(self.line.get_twin(target)))
     }
 
     fn patch_twin<'a>(
         &'a self,
-        device: &'a DeviceId,
+        target: &'a Target,
         change: &'a Change,
         if_match: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Twin, Error>> {
@@ -100,7 +105,7 @@ impl Hub for SimLine {
             self.waiting.fetch_add(1, Ordering::SeqCst);
             let _ = self.held.subscribe().wait_for(|held| !held).await;
             self.waiting.fetch_sub(1, Ordering::SeqCst);
-            self.call(self.line.patch_twin(device, change, if_match)).await
+            self.call(self.line.patch_twin(target, change, if_match)).await
         })
     }
 }
@@ -109,17 +114,19 @@ impl Hub for SimLine {
 pub struct SiteHub {
     pub memory: MemoryHub,
     pub lines: Vec<SimLine>,
+    /// Each sidecar's own module, straight at the hub or through an edgeHub.
+    pub modules: Vec<MemoryModule>,
     devices: Vec<DeviceId>,
     /// Whose twins the mirror writes: a witness never owns.
     mirrored: Vec<DeviceId>,
 }
 
 impl SiteHub {
-    pub fn new(clock: Arc<dyn Clock>, site: &Site, dice: &mut Dice) -> SiteHub {
+    pub fn new(clock: Arc<dyn Clock>, site: &Site, edge: bool, dice: &mut Dice) -> SiteHub {
         let devices: Vec<DeviceId> = site.members.iter().map(|m| m.device.clone()).collect();
         let mirrored = site.members.iter().filter(|m| m.role.may_own()).map(|m| m.device.clone()).collect();
         let memory = MemoryHub::new(clock);
-        let lines = devices
+        let lines: Vec<SimLine> = devices
             .iter()
             .map(|device| {
                 memory.create(device);
@@ -133,7 +140,13 @@ impl SiteHub {
                 }
             })
             .collect();
-        SiteHub { memory, lines, devices, mirrored }
+        let module = |device: &DeviceId| {
+            let target = Target::module(device.as_str(), "quorate");
+            memory.create_module(&target);
+            MemoryModule::new(memory.clone(), target, edge)
+        };
+        let modules = devices.iter().map(module).collect();
+        SiteHub { memory, lines, modules, devices, mirrored }
     }
 
     pub fn devices(&self) -> &[DeviceId] {
@@ -144,6 +157,13 @@ impl SiteHub {
     pub fn seen(&self, device: &DeviceId) -> Seen {
         let twin = self.memory.twin(device).expect("every device of the site has a twin");
         FlagPath::default().read(&twin.desired.values)
+    }
+
+    /// What stands in the twin of a device's own sidecar.
+    pub fn said(&self, device: &DeviceId) -> Seen {
+        let target = Target::module(device.as_str(), "quorate");
+        let twin = self.memory.module_twin(&target).expect("every device has its module");
+        FlagPath::default().read(&twin.reported.values)
     }
 
     /// Whether every twin of a device that may own shows this ownership, and only the owner's as active.

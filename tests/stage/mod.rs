@@ -31,7 +31,10 @@ use net::{Link, Net};
 use quorate::{
     dice::Dice,
     id::{DeviceId, SiteId, StoreId},
-    ownership::{record::Cause, view::Standing},
+    ownership::{
+        record::{Cause, Record},
+        view::Standing,
+    },
     raft::{log::Contents, peer::Roster},
     site::{Member, Role, Site},
     timing::{Settings, Timing},
@@ -62,6 +65,8 @@ pub struct Stage {
     emptied: Vec<bool>,
     dice: Dice,
     able: Option<bool>,
+    /// Whether people have given orders that say who may own: then that is looked at again each time.
+    ordered: bool,
     /// The highest epoch whose end a fencer has attested to the other members.
     pub proven: u64,
     promises: Box<Promises>,
@@ -82,6 +87,8 @@ pub struct Setup {
     pub refresh: Duration,
     /// Devices that vote and never own.
     pub witnesses: Vec<usize>,
+    /// Each device has an edgeHub, through which its sidecar's module talks to the hub.
+    pub edge: bool,
 }
 
 impl Default for Setup {
@@ -96,6 +103,7 @@ impl Default for Setup {
             absent: Vec::new(),
             refresh: Duration::from_secs(30),
             witnesses: Vec::new(),
+            edge: false,
         }
     }
 }
@@ -126,7 +134,8 @@ impl Stage {
         let net = Net::new(setup.devices, dice.split(), usual);
         let ids: Vec<DeviceId> = site.members.iter().map(|m| m.device.clone()).collect();
         let hub_clock = SimClock { wall_ms: 1_800_000_000_000.into(), ..SimClock::default() };
-        let hub = SiteHub::new(Arc::new(hub_clock), &site, &mut Dice::new(setup.seed ^ 0x0068_7562));
+        let hub =
+            SiteHub::new(Arc::new(hub_clock), &site, setup.edge, &mut Dice::new(setup.seed ^ 0x0068_7562));
         let mut devices = Vec::new();
         for (n, id) in ids.into_iter().enumerate() {
             let contents = Contents { entries: [first(&site)].into(), ..Contents::default() };
@@ -143,6 +152,7 @@ impl Stage {
                 disk: SimDisk::with(contents, dice.split()),
                 clock,
                 line: hub.lines[n].clone(),
+                module: hub.modules[n].clone(),
                 fencer,
                 live: Arc::default(),
                 lives: Arc::default(),
@@ -172,6 +182,7 @@ impl Stage {
             emptied: vec![false; count],
             dice,
             able: None,
+            ordered: false,
             proven: 0,
             promises: Box::default(),
         };
@@ -226,12 +237,7 @@ impl Stage {
 
     /// Why the newest ownership that any device knows began.
     pub fn cause(&self) -> Option<Cause> {
-        let known = |device: &Device| {
-            let live = device.live.lock().unwrap_or_else(PoisonError::into_inner);
-            live.as_ref().map(|live| live.record.borrow().record.clone())
-        };
-        let newest = self.devices.iter().filter_map(known).max_by_key(|r| r.epoch);
-        newest.and_then(|r| r.history.back().map(|change| change.cause))
+        self.record().and_then(|record| record.history.back().map(|change| change.cause))
     }
 
     /// Something was done to the site, so nothing is owed for a while.
@@ -244,8 +250,27 @@ impl Stage {
     pub fn able(&mut self) -> bool {
         if self.able.is_none() {
             self.able = Some(self.judge());
+        } else if self.ordered {
+            let able = self.judge();
+            if self.able == Some(false) && able {
+                self.calm_since = self.sim.elapsed();
+            }
+            self.able = Some(able);
         }
         self.able == Some(true)
+    }
+
+    /// The newest record that any device has applied.
+    pub fn record(&self) -> Option<Arc<Record>> {
+        let known = |device: &Device| {
+            let live = device.live.lock().unwrap_or_else(PoisonError::into_inner);
+            live.as_ref().map(|live| live.record.borrow().clone())
+        };
+        self.devices
+            .iter()
+            .filter_map(known)
+            .max_by_key(|applied| applied.index)
+            .map(|applied| applied.record)
     }
 
     fn judge(&self) -> bool {
@@ -260,6 +285,11 @@ impl Stage {
                 // Whoever has lost its store is no help until the others have taken it in.
                 && !self.emptied[n]
         };
+        let record = self.record();
+        let may_own = |n: usize| match &record {
+            Some(record) => record.may_claim(&self.devices[n].id).is_ok(),
+            None => self.site.members[n].role.may_own(),
+        };
         let usual = |a: usize, b: usize| {
             let link = self.net.link(a, b);
             !link.cut && link.latency <= self.usual.latency && link.loss <= self.usual.loss
@@ -268,7 +298,7 @@ impl Stage {
             let members: Vec<usize> = (0..count).filter(|n| set >> n & 1 == 1).collect();
             members.len() > count / 2
                 && members.iter().all(|n| well(*n))
-                && members.iter().any(|n| self.site.members[*n].role.may_own())
+                && members.iter().any(|n| may_own(*n))
                 && members.iter().all(|a| members.iter().all(|b| a == b || usual(*a, *b)))
         })
     }
@@ -369,6 +399,16 @@ impl Stage {
     /// Whether the twins show the present owner.
     pub fn twins_agree(&self) -> bool {
         self.running().is_some_and(|n| self.hub.shows(&self.devices[n].id, self.epoch()))
+    }
+
+    /// Whether the module twin of every device that is up shows the present owner.
+    pub fn modules_agree(&self) -> bool {
+        let epoch = self.epoch();
+        let says = |n: usize| {
+            let said = self.hub.said(&self.devices[n].id);
+            said.epoch == epoch && said.active == (self.running() == Some(n))
+        };
+        self.running().is_some() && (0..self.devices.len()).filter(|n| self.sim.is_up(*n)).all(says)
     }
 
     /// Waits until the twins show the present owner.

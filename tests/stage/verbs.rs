@@ -4,6 +4,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use quorate::{
     id::StoreId,
+    ownership::command::{self, Command, Drain, SetPreferred},
     raft::log::{Amnesia, Contents},
 };
 
@@ -156,6 +157,37 @@ impl Stage {
         let owner = self.running().unwrap_or(to);
         let at = (0..self.devices.len()).find(|n| *n != owner).unwrap_or(to);
         self.devices[at].tell(Order::Transfer(self.devices[to].id.clone()));
+    }
+
+    /// A person gives an order at a device.
+    pub fn order(&mut self, at: usize, command: impl FnOnce(command::Order) -> Command) {
+        self.disturbed();
+        self.ordered = true;
+        let id = self.dice.throw();
+        let order = command::Order {
+            id,
+            actor: "anna".into(),
+            reason: "the test wants it".into(),
+            at_unix_ms: 0,
+            base: None,
+            expires_unix_ms: 0,
+        };
+        self.devices[at].tell(Order::Propose(command(order)));
+    }
+
+    pub fn drain(&mut self, at: usize, n: usize) {
+        let device = self.devices[n].id.clone();
+        self.order(at, |order| Command::Drain(Drain { order, device }));
+    }
+
+    pub fn undrain(&mut self, at: usize, n: usize) {
+        let device = self.devices[n].id.clone();
+        self.order(at, |order| Command::Undrain(Drain { order, device }));
+    }
+
+    pub fn prefer(&mut self, at: usize, n: usize) {
+        let device = Some(self.devices[n].id.clone());
+        self.order(at, |order| Command::SetPreferred(SetPreferred { order, device }));
     }
 
     /// SIGTERM to a sidecar.

@@ -3,6 +3,7 @@
 //! It measures what the timing rests on (`measure.rs`), judges it (`verdict.rs`), and says which of the timings this device
 //! can keep. It asks nothing of a running sidecar and changes nothing.
 
+mod hub;
 mod measure;
 mod verdict;
 
@@ -17,19 +18,20 @@ use crate::{
     timing::Preset,
 };
 
-/// Check this device: configuration, disk, stalls, network, and which timing it can keep
+/// Check this device: configuration, disk, stalls, network, hub, and which timing it can keep
 ///
 /// Measures for some seconds how long durable writes take in the data folder, by how much
 /// timers come too late, and how long the other members take to answer; then says which of
 /// the timings "fastest", "fast" and "default" this device can keep, and why not the others.
-/// Run it under the load that the device will have. A running sidecar is not disturbed.
+/// Run it under the load that the device will have. A running sidecar is not disturbed, and
+/// nothing is written to the hub.
 #[derive(Debug, clap::Args)]
 #[command(
     verbatim_doc_comment,
     after_help = "Examples:\n  quorate check\n  quorate check --seconds 60 --config /etc/quorate/plant-7.toml\n  \
                         quorate check --json | jq -r .keeps\n\n\
-                        Exit codes: 0 this device keeps the timing that is configured, 1 it does not,\n\
-                        2 it could not be measured, 78 the configuration is wrong."
+                        Exit codes: 0 this device keeps the timing that is configured and reaches its hub, 1 it\n\
+                        does not, 2 it could not be measured, 78 the configuration is wrong."
 )]
 pub(super) struct Args {
     /// The configuration file [default: QUORATE_CONFIG, then /etc/quorate/quorate.toml]
@@ -38,7 +40,7 @@ pub(super) struct Args {
     /// For how long to measure
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
-    /// Print one JSON object with "keeps", "configured", "timings", "writes", "stalls", "members"
+    /// Print one JSON object: keeps, configured, timings, writes, stalls, members, hub
     #[arg(long)]
     json: bool,
 }
@@ -70,10 +72,11 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
         address: &member.address,
         round_trip: measure::round_trips(member, &TcpDialer, until).await,
     }));
-    let (writes, stalls, members, ()) = tokio::join!(
+    let (writes, stalls, members, hub, ()) = tokio::join!(
         measure::writes(scratch, until),
         measure::stalls(until),
         members,
+        hub::tries(&config),
         progress(args.seconds)
     );
     let writes = writes.map_err(|e| unmeasured(&e))?;
@@ -85,12 +88,20 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
     let configured = verdict::against(&measured, &config.site.timing);
     let presets = verdict::presets(&measured);
     if args.json {
-        say(&json(&measured, &members, &presets, &configured).to_string())?;
+        say(&json(&measured, &members, &presets, &configured, &hub).to_string())?;
     } else {
         let head = format!("{}: {} of {}", config.file.display(), config.me, config.site.id);
-        say(&text(&head, &measured, &members, &presets, (&config.site.timing.to_string(), &configured)))?;
+        say(&text(
+            &head,
+            &measured,
+            &members,
+            &presets,
+            (&config.site.timing.to_string(), &configured),
+            &hub,
+        ))?;
     }
-    Ok(if configured.is_empty() { DONE } else { NO })
+    let reached = hub.iter().all(|tried| tried.error.is_none());
+    Ok(if configured.is_empty() && reached { DONE } else { NO })
 }
 
 /// A word each five seconds, so that nobody thinks that it hangs.
@@ -110,6 +121,7 @@ fn json(
     members: &[Answer<'_>],
     presets: &[(Preset, Vec<String>)],
     configured: &[String],
+    hub: &[hub::Tried],
 ) -> serde_json::Value {
     let members: Vec<_> = members
         .iter()
@@ -132,6 +144,7 @@ fn json(
         "stalls": measured.stalls,
         "network_judged": measured.majority().is_some(),
         "members": members,
+        "hub": hub,
     })
 }
 
@@ -141,6 +154,7 @@ fn text(
     members: &[Answer<'_>],
     presets: &[(Preset, Vec<String>)],
     (timing, configured): (&str, &[String]),
+    hub: &[hub::Tried],
 ) -> String {
     let mut text = format!("config    {head}\n");
     let spread = |s: &Spread| format!("p50 {}, p99 {}, max {}", ms(s.p50), ms(s.p99), ms(s.max));
@@ -155,6 +169,12 @@ fn text(
     }
     if measured.majority().is_none() {
         let _ = writeln!(text, "          too few members answer, so the network was not judged");
+    }
+    for hub::Tried { what, took_ms, error } in hub {
+        let how = error
+            .as_ref()
+            .map_or_else(|| format!("read in {took_ms} ms"), |why| format!("cannot be read: {why}"));
+        let _ = writeln!(text, "hub       {what}: {how}");
     }
     text.push('\n');
     let verdict = |text: &mut String, name: &str, against: &[String]| {

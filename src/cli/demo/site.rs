@@ -24,7 +24,7 @@ use super::processes::{descendants, free_ports, signal, tied, toml_text};
 use crate::{
     clock::{BootClock, Clock},
     control::proto::{GetStatusRequest, TransferRequest, control_client::ControlClient},
-    hub::{self, FlagPath, Hub as _, rest::RestHub},
+    hub::{self, FlagPath, Hub as _, Target, rest::RestHub},
     id::DeviceId,
     status::report::Report,
     workload::ticks::{RECORD, Tick},
@@ -325,7 +325,7 @@ impl DemoSite {
         loop {
             let mut shown = BTreeMap::new();
             for device in &self.devices {
-                let twin = hub.get_twin(&device.id).await;
+                let twin = hub.get_twin(&Target::from(&device.id)).await;
                 let seen =
                     twin.ok().map(|t| FlagPath::default().read(&t.desired.values)).and_then(|s| s.flag);
                 shown.insert(device.id.clone(), seen.map(|f| (f.active, f.epoch)));

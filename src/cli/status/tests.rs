@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     condition::{Condition, Raised},
-    status::report::{Hub, Knock, Member, Owner, Role, Workload},
+    status::report::{Hub, Knock, Member, Ordered, Orders, Owner, Role, Workload},
 };
 
 fn report() -> Report {
@@ -53,6 +53,29 @@ fn report() -> Report {
             last_unix_ms: 0,
         }],
         ..Report::default()
+    }
+}
+
+#[test]
+fn shows_what_is_ordered_only_where_something_is() {
+    assert!(!text(&report(), Paint(false)).contains("paused"));
+    let by =
+        Ordered { actor: "anna".into(), reason: "new\u{1b}switch".into(), since_unix_ms: 1_793_607_330_000 };
+    let orders = Orders {
+        paused: Some(by.clone()),
+        drained: [("edge-2".to_owned(), by.clone()), ("edge-3".to_owned(), by)].into(),
+        preferred: Some("edge-1".into()),
+        stretch_percent_min: Some(150),
+    };
+    let shown = text(&Report { orders, ..report() }, Paint(false));
+    let since = date_seconds(1_793_607_330_000);
+    for line in [
+        format!("paused    since {since} UTC by anna: new switch; nobody takes"),
+        "drained   edge-2, edge-3\n".into(),
+        "preferred edge-1\n".into(),
+        "at least  1.5 times the configured timing\n".into(),
+    ] {
+        assert!(shown.contains(&line), "{line}\n{shown}");
     }
 }
 

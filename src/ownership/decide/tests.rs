@@ -4,9 +4,10 @@ use super::*;
 use crate::{
     id::{Incarnation, SiteId},
     ownership::{
-        command::{Claim, Command, StopReceipt, Transfer},
+        command::{Claim, Command, Drain, Order, StopReceipt, Transfer},
         record::Record,
         view::Unfit,
+        vitals::Strain,
     },
     site::{Member, Role, Site},
     timing::{Settings, Timing},
@@ -59,7 +60,21 @@ fn transfer(to: u8, base: u64) -> Command {
         reason: String::new(),
         actor: String::new(),
         at_unix_ms: 0,
+        expires_unix_ms: 0,
     })
+}
+
+fn order(id: u64) -> Order {
+    let (actor, reason) = ("anna".into(), "maintenance".into());
+    Order { id, actor, reason, at_unix_ms: 0, base: None, expires_unix_ms: 0 }
+}
+
+fn pause() -> Command {
+    Command::Pause(order(2))
+}
+
+fn drain(n: u8) -> Command {
+    Command::Drain(Drain { order: order(u64::from(n) + 10), device: device(n) })
 }
 
 fn at(ms: u64) -> Moment {
@@ -181,6 +196,79 @@ fn an_unfit_device_gives_up_and_never_claims() {
     assert_eq!(decide(&v).action, Action::Release { epoch: e(1), successor: Some(device(2)) });
     let empty = record(&[]);
     assert_eq!(decide(&View { unfit: Some(&unfit), ..view(&empty, &me) }).action, Action::Wait);
+}
+
+#[test]
+fn nobody_takes_over_a_paused_site_but_who_owned_last_or_was_named() {
+    let (me, named) = (device(1), Some(device(1)));
+    let by = "by anna: maintenance".to_owned();
+    let theirs = record(&[claim(2, 0), pause()]);
+    let paused = Decision { action: Action::Wait, reason: Reason::Paused { by } };
+    assert_eq!(decide(&view(&theirs, &me)), paused);
+    let left = record(&[claim(2, 0), pause(), receipt(2, 1, None)]);
+    assert_eq!(decide(&view(&left, &me)), paused);
+    let handed = record(&[claim(2, 0), pause(), transfer(1, 1), receipt(2, 1, Some(1))]);
+    assert_eq!(handed.released.as_ref().map(|r| r.successor.clone()), Some(named));
+    assert_eq!(decide(&view(&handed, &me)).action, Action::Claim { base: e(1) });
+    let mine = record(&[claim(1, 0), pause()]);
+    let restarted = View { incarnation: Incarnation(7), ..view(&mine, &me) };
+    assert_eq!(decide(&restarted).action, Action::Claim { base: e(1) });
+}
+
+#[test]
+fn a_pause_does_not_loosen_the_lease() {
+    let me = device(1);
+    let mine = record(&[claim(1, 0), pause()]);
+    let running = View { running: Running::Under(e(1)), ..view(&mine, &me) };
+    for lease in [None, Some((e(1), at(1000)))] {
+        let v = View { lease, ..running.clone() };
+        assert_eq!(
+            decide(&v),
+            Decision { action: Action::Stop, reason: Reason::LeaseLapsed { epoch: e(1) } }
+        );
+    }
+}
+
+#[test]
+fn a_paused_owner_gives_up_only_if_it_has_to_and_names_nobody() {
+    let (me, two) = (device(1), device(2));
+    let strained = Unfit::Strained(Strain { stall_ms: 300, margin_ms: 200 });
+    let drained = Unfit::Drained("by anna".into());
+    let lease = Some((e(1), at(1400)));
+    for (unfit, gives_up) in
+        [(strained, false), (drained, false), (Unfit::Leaving, true), (Unfit::DiskFailed, true)]
+    {
+        let orders = [claim(1, 0), drain(1), pause()];
+        for paused in [false, true] {
+            let mine = record(&orders[..if paused { 3 } else { 2 }]);
+            let v = View { lease, unfit: Some(&unfit), successor: Some(&two), ..view(&mine, &me) };
+            let action = match (paused, gives_up) {
+                (false, _) => Action::Release { epoch: e(1), successor: Some(two.clone()) },
+                (true, true) => Action::Release { epoch: e(1), successor: None },
+                (true, false) => Action::Start { epoch: e(1), until: at(1400) },
+            };
+            assert_eq!(decide(&v).action, action, "{unfit:?}, paused: {paused}");
+        }
+    }
+}
+
+#[test]
+fn a_drained_device_goes_on_where_nobody_would_follow_and_claims_nothing() {
+    let (me, two) = (device(1), device(2));
+    let drained = Unfit::Drained("by anna".into());
+    let mine = record(&[claim(1, 0), drain(1)]);
+    let running = View {
+        lease: Some((e(1), at(1400))),
+        running: Running::Under(e(1)),
+        unfit: Some(&drained),
+        ..view(&mine, &me)
+    };
+    assert_eq!(decide(&running).action, Action::Extend { until: at(1400) });
+    assert_eq!(decide(&View { successor: Some(&two), ..running }).action, Action::Stop);
+    let theirs = record(&[claim(2, 0), drain(1)]);
+    assert_eq!(decide(&view(&theirs, &me)).action, Action::Wait, "also before its own loops know it");
+    let restarted = View { incarnation: Incarnation(7), ..view(&mine, &me) };
+    assert_eq!(decide(&restarted).action, Action::Claim { base: e(1) }, "nobody else has claimed");
 }
 
 proptest! {

@@ -153,6 +153,7 @@ async fn a_vote_directly_after_an_append_is_given() {
         reason: String::new(),
         actor: String::new(),
         at_unix_ms: 0,
+        expires_unix_ms: 0,
     };
     old.propose(Command::Transfer(transfer), Duration::from_secs(1)).await.expect("commits");
     for record in [&mut first, &mut second] {

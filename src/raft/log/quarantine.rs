@@ -44,15 +44,15 @@ impl Amnesia {
     pub(super) fn remember(&mut self, mark: &Mark, contents: &Contents, earlier: Option<&Amnesia>) {
         let terms = [mark.vote, contents.vote].into_iter().flatten().map(|v| v.term);
         let mut term = terms.chain(mark.last.map(|l| l.term)).max().unwrap_or(0);
-        let mut epoch = Epoch::ZERO;
+        let (mut epoch, mut floor) = (Epoch::ZERO, Epoch::ZERO);
         let record = contents.snapshot.as_ref().and_then(|bytes| decode_snapshot(bytes).ok());
         if let Some(record) = record.and_then(|(_, data)| serde_json::from_slice::<Record>(&data).ok()) {
-            epoch = record.epoch;
+            (epoch, floor) = (record.epoch, record.floor);
         }
         for entry in contents.entries.values().filter_map(|bytes| decode(bytes).ok()) {
             term = term.max(entry.log_id.leader_id.term);
             if let EntryPayload::Normal(Command::Claim(claim)) = entry.payload {
-                epoch = epoch.max(claim.base.next().unwrap_or(Epoch::MAX));
+                epoch = epoch.max(claim.base.max(floor).next().unwrap_or(Epoch::MAX));
             }
         }
         self.term = term.max(earlier.map_or(0, |e| e.term));

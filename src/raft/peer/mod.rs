@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use super::members::Members;
 use crate::{
     clock::{Clock, Moment},
+    epoch::Epoch,
     id::{DeviceId, Incarnation, NodeId, StoreId},
     site::Site,
     timing::Timing,
@@ -58,6 +59,8 @@ pub struct Roster {
     clock: Arc<dyn Clock>,
     seen: Mutex<Seen>,
     members: watch::Sender<Arc<Members>>,
+    /// What the owner says of the way to the outside: this member itself, or as it was heard.
+    word: watch::Sender<Option<OwnersWord>>,
     /// Who has told this member that its device had another store.
     told: watch::Sender<BTreeSet<DeviceId>>,
 }
@@ -68,6 +71,7 @@ struct Seen {
     knocks: VecDeque<Knock>,
     unfit: String,
     barred: bool,
+    uplink: Option<bool>,
     rejoining: BTreeMap<DeviceId, String>,
 }
 
@@ -86,6 +90,8 @@ pub struct Contact {
     pub unfit: String,
     /// Whether it votes no more until its sidecar has started again.
     pub barred: bool,
+    /// Whether it reaches the outside; `None` if it has not tried.
+    pub uplink: Option<bool>,
     /// The version it runs.
     pub version: String,
     /// Which life of its sidecar answered last.
@@ -105,6 +111,19 @@ impl Contact {
             self.heard.is_some_and(|heard| now.since(heard) < timing.refusal().max(Duration::from_secs(2)));
         recent && self.incarnation.is_some() && self.unfit.is_empty()
     }
+}
+
+/// Who speaks to the outside for the site, as the owner says with each renewal. What is outside is not known here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnersWord {
+    /// Who says so.
+    pub from: NodeId,
+    /// As the owner under this epoch.
+    pub epoch: Epoch,
+    /// Whether it cannot reach the outside and wants to know who can.
+    pub wanted: bool,
+    /// Who is asked to speak in its place.
+    pub through: Option<NodeId>,
 }
 
 /// Somebody who was refused.
@@ -135,8 +154,9 @@ impl Roster {
         clock: Arc<dyn Clock>,
     ) -> Roster {
         let node = store.node(&me);
-        let (members, told) = (watch::Sender::default(), watch::Sender::default());
-        Roster { site, me, incarnation, store, node, clock, seen: Mutex::default(), members, told }
+        let (members, word, told) =
+            (watch::Sender::default(), watch::Sender::default(), watch::Sender::default());
+        Roster { site, me, incarnation, store, node, clock, seen: Mutex::default(), members, word, told }
     }
 
     /// The membership in force, as far as this member has it.
@@ -223,6 +243,43 @@ impl Roster {
         self.seen().barred = true;
     }
 
+    /// Declares whether this member reaches the outside. Told to the others with the next answer.
+    pub fn declare_uplink(&self, reaches: Option<bool>) {
+        self.seen().uplink = reaches;
+    }
+
+    /// Says, as the owner, who speaks to the outside. Told to the others with every renewal for that epoch.
+    pub fn say(&self, epoch: Epoch, wanted: bool, through: Option<NodeId>) {
+        self.now_word(OwnersWord { from: self.node, epoch, wanted, through });
+    }
+
+    /// What this member says as the owner under `epoch`, if it does.
+    pub(crate) fn own_word(&self, epoch: Epoch) -> Option<OwnersWord> {
+        self.word.borrow().filter(|word| word.from == self.node && word.epoch == epoch)
+    }
+
+    /// The owner's word has arrived. An earlier owner's is worth nothing.
+    pub(crate) fn heard_word(&self, word: OwnersWord) {
+        if word.epoch != Epoch::ZERO {
+            self.now_word(word);
+        }
+    }
+
+    fn now_word(&self, fresh: OwnersWord) {
+        self.word.send_if_modified(|word| {
+            let newer = word.is_none_or(|old| old.epoch <= fresh.epoch && old != fresh);
+            if newer {
+                *word = Some(fresh);
+            }
+            newer
+        });
+    }
+
+    /// The newest owner's word, now and on every change. It holds only as long as that owner is vouched for.
+    pub fn word(&self) -> watch::Receiver<Option<OwnersWord>> {
+        self.word.subscribe()
+    }
+
     /// Whether the vote of this node can be counted on, as far as its own words say.
     pub fn has_vote(&self, node: NodeId) -> bool {
         let seen = self.seen();
@@ -235,9 +292,9 @@ impl Roster {
     }
 
     fn health(&self) -> super::wire::proto::Health {
-        let (unfit, barred) = {
+        let (unfit, barred, uplink) = {
             let seen = self.seen();
-            (seen.unfit.clone(), seen.barred)
+            (seen.unfit.clone(), seen.barred, seen.uplink)
         };
         super::wire::proto::Health {
             unfit,
@@ -247,6 +304,7 @@ impl Roster {
             store: self.store.number,
             node: self.node.0,
             joins: self.store.later && !self.members().nodes.contains_key(&self.node),
+            uplink: uplink.map_or(0, |reaches| if reaches { 1 } else { 2 }),
         }
     }
 
@@ -280,6 +338,11 @@ impl Roster {
             contact.incarnation = Some(Incarnation(health.incarnation));
             contact.store.get_or_insert(health.store);
             contact.joins = health.joins;
+            contact.uplink = match health.uplink {
+                1 => Some(true),
+                2 => Some(false),
+                _ => None,
+            };
         }
     }
 
@@ -392,6 +455,7 @@ mod tests {
             node: 9,
             joins: false,
             barred: true,
+            uplink: 7,
         };
         assert!(roster.has_vote(node), "nothing else was heard");
         roster.heard(node, &DeviceId::new("edge-2").expect("a name"), Some(health));
@@ -399,5 +463,25 @@ mod tests {
         assert_eq!((contact.unfit.len(), contact.version.len()), (WORDS_MAX, WORDS_MAX));
         assert!(!contact.unfit.contains(char::is_control));
         assert!(!roster.has_vote(node));
+        assert_eq!(contact.uplink, None, "a word of a later version says nothing");
+    }
+
+    #[test]
+    fn an_earlier_owners_word_does_not_replace_a_later_ones() {
+        let roster = roster();
+        let word = |node, epoch| OwnersWord {
+            from: NodeId(node),
+            epoch: Epoch::new(epoch).expect("small"),
+            wanted: true,
+            through: None,
+        };
+        roster.heard_word(word(8, 0));
+        assert_eq!(*roster.word().borrow(), None);
+        roster.heard_word(word(8, 5));
+        roster.heard_word(word(9, 4));
+        assert_eq!(*roster.word().borrow(), Some(word(8, 5)));
+        roster.say(Epoch::new(6).expect("small"), false, Some(NodeId(8)));
+        assert_eq!(roster.own_word(Epoch::new(5).expect("small")), None);
+        assert!(roster.own_word(Epoch::new(6).expect("small")).is_some());
     }
 }

@@ -20,8 +20,8 @@ use crate::{
 const TERMS_AHEAD: u64 = 1 << 32;
 /// The highest position in a log; one command each microsecond reaches it in two centuries.
 const INDEX_MAX: u64 = 1 << 52;
-/// The largest command: names, a reason and an actor.
-const COMMAND_MAX: usize = 8 << 10;
+/// The largest command: names, a reason and an actor, or an etag for each member.
+const COMMAND_MAX: usize = 16 << 10;
 /// The most members that a membership may speak of.
 const MEMBERS_MAX: usize = 64;
 

@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, service::interceptor::InterceptedService};
 
 use super::{
-    Roster,
+    OwnersWord, Roster,
     client::MESSAGE_MAX,
     plausible,
     porter::{Porter, caller},
@@ -95,6 +95,13 @@ impl Service {
             // No lease has more left than its whole length.
             let left = Duration::from_micros(message.lease_left_us).min(self.machine.timing().hold());
             self.vouch.heard(self.clock.now(), caller, epoch, asked, left);
+            let through = (message.uplink != 0).then_some(NodeId(message.uplink));
+            self.roster.heard_word(OwnersWord {
+                from: caller,
+                epoch,
+                wanted: message.uplink_wanted,
+                through,
+            });
         }
         Ok(proto::RenewReply {
             promised: promised.is_ok(),

@@ -2,13 +2,19 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::plan::Known;
+use super::{
+    memory::Odd,
+    plan::{Known, plausible},
+};
 use crate::{
     clock::Moment,
     condition::{Condition, Raised},
-    hub::{Error, Published},
+    hub::{Error, Published, Target},
     id::DeviceId,
 };
+
+/// What was found odd and repaired stays visible for so long.
+const SHOWN: Duration = Duration::from_secs(600);
 
 /// What the mirror says of itself. Replaced as a whole at every change.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -31,11 +37,29 @@ pub struct MirrorState {
     /// The highest epoch seen in any twin since this device began to mirror; zero if none. An epoch to come must be
     /// above it.
     pub highest_epoch_seen: u64,
+    /// The twin that showed it.
+    pub highest_epoch_in: Option<Target>,
+    /// Whether the hub was reached last time, whatever it said; `None` before the first call since this device began to
+    /// mirror.
+    pub reached: Option<bool>,
+    /// What every twin that exists is known to show, once they all show the same.
+    pub settled: Option<Settled>,
+    /// Twins that went back to an earlier epoch, since the start.
+    pub rolled_back: u64,
     /// What an operator should know now.
     pub conditions: Vec<Raised>,
     /// Requests since the start, by HTTP status or, where there was none, by a word (`timeout`, `unreachable`,
     /// `untrusted`, `bad_answer`).
     pub requests: BTreeMap<String, u64>,
+}
+
+/// An epoch that all twins show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settled {
+    /// Which one.
+    pub epoch: u64,
+    /// The etag of each device's twin.
+    pub etags: BTreeMap<DeviceId, String>,
 }
 
 impl MirrorState {
@@ -63,7 +87,11 @@ pub(super) struct Progress {
     behind_since: Option<Moment>,
     next_attempt: Option<Moment>,
     trouble: Option<Error>,
-    highest: u64,
+    highest: Option<(u64, Target)>,
+    reached: Option<bool>,
+    /// What was odd about a twin, and when it was right again.
+    odd: BTreeMap<(Target, Condition), (String, Option<Moment>)>,
+    rolled_back: u64,
     requests: BTreeMap<String, u64>,
 }
 
@@ -93,20 +121,48 @@ impl Progress {
         self.in_sync = false;
         self.behind_since = None;
         self.trouble = None;
-        self.highest = 0;
+        self.highest = None;
+        self.reached = None;
     }
 
     /// A call came back, with this error if it failed.
     pub(super) fn count(&mut self, error: Option<&Error>) {
         let code = error.map_or("200".into(), Error::code);
         *self.requests.entry(code.into_owned()).or_default() += 1;
+        self.reached = Some(error.is_none_or(Error::answered));
     }
 
     /// The hub did what was asked, and a twin showed this epoch.
-    pub(super) fn answered(&mut self, wall_ms: u64, epoch: u64) {
+    pub(super) fn answered(&mut self, wall_ms: u64, target: &Target, epoch: u64) {
         self.last_success_unix_ms = Some(wall_ms);
-        self.highest = self.highest.max(epoch);
+        if self.highest.as_ref().is_none_or(|(highest, _)| *highest < epoch) {
+            self.highest = Some((epoch, target.clone()));
+        }
         self.trouble = None;
+    }
+
+    /// Something answers at the hub's address.
+    pub(super) fn opened(&mut self) {
+        self.reached = Some(true);
+    }
+
+    /// A twin is not as it was.
+    pub(super) fn odd(&mut self, target: &Target, odd: Odd) {
+        self.rolled_back += u64::from(odd.condition == Condition::TwinRolledBack);
+        self.odd.insert((target.clone(), odd.condition), (odd.detail, None));
+    }
+
+    /// A twin shows what it should.
+    pub(super) fn repaired(&mut self, target: &Target, now: Moment) {
+        for ((_, _), (_, at)) in self.odd.iter_mut().filter(|((of, _), _)| of == target) {
+            at.get_or_insert(now);
+        }
+    }
+
+    /// Forgets what was shown for long enough. Returns when the next is to be forgotten.
+    pub(super) fn forget(&mut self, now: Moment) -> Option<Duration> {
+        self.odd.retain(|_, (_, at)| at.is_none_or(|at| now.since(at) < SHOWN));
+        self.odd.values().filter_map(|(_, at)| Some(SHOWN.saturating_sub(now.since((*at)?)))).min()
     }
 
     /// The hub as a whole has this trouble, or none.
@@ -122,9 +178,9 @@ impl Progress {
     pub(super) fn state(
         &self,
         published: Option<&Published>,
-        known: &BTreeMap<DeviceId, Known>,
+        targets: &[Target],
+        known: &BTreeMap<Target, Known>,
     ) -> MirrorState {
-        let epoch = published.map_or(0, |published| published.epoch);
         let mut conditions = Vec::new();
         if let Some(trouble) = &self.trouble
             && let Some(condition) = trouble.condition()
@@ -132,40 +188,75 @@ impl Progress {
             conditions.push(Raised::new(condition, trouble.to_string()));
         }
         let mut devices = BTreeMap::new();
-        for device in published.into_iter().flat_map(|published| &published.devices) {
-            let mut state = DeviceState::default();
-            match known.get(device) {
-                None | Some(Known::Unread) => {}
-                Some(Known::Missing) => {
-                    conditions.push(Raised::new(Condition::HubDeviceMissing, device.as_str()));
-                    state.error = Some("the hub does not know this device".into());
-                }
-                Some(Known::Refused(why)) => {
-                    conditions.push(Raised::new(Condition::HubBadAnswer, format!("{device}: {why}")));
-                    state.error = Some(why.clone());
-                }
-                Some(Known::Twin { seen, .. }) => {
-                    state.epoch_confirmed = (seen.epoch > 0).then_some(seen.epoch);
-                    if seen.epoch > epoch {
-                        let detail = format!("{device} shows epoch {}; the site is at {epoch}", seen.epoch);
-                        state.error = Some(detail.clone());
-                        conditions.push(Raised::new(Condition::TwinAhead, detail));
-                    }
-                }
+        let mut etags = BTreeMap::new();
+        for (published, target) in published.into_iter().flat_map(|p| targets.iter().map(move |t| (p, t))) {
+            let Some(device) = published.devices.iter().find(|d| d.as_str() == target.device) else {
+                continue;
+            };
+            let state: &mut DeviceState = devices.entry(device.clone()).or_default();
+            let known = known.get(target);
+            let error = trouble_of(published, target, known, &mut conditions);
+            state.error = state.error.take().or(error);
+            if let Some(Known::Twin { etag, seen, .. }) = known
+                && target.module.is_none()
+            {
+                state.epoch_confirmed = (seen.epoch > 0).then_some(seen.epoch);
+                etags.insert(device.clone(), etag.clone());
             }
-            devices.insert(device.clone(), state);
         }
+        let held =
+            self.odd.iter().map(|((_, condition), (detail, _))| Raised::new(*condition, detail.clone()));
+        conditions.extend(held);
+        let in_sync = self.in_sync && published.is_some();
         MirrorState {
             mirroring: published.is_some(),
-            in_sync: self.in_sync && published.is_some(),
+            in_sync,
             last_success_unix_ms: self.last_success_unix_ms,
             newest_change: self.newest_change,
             behind_since: self.behind_since.filter(|_| published.is_some()),
             next_attempt: self.next_attempt,
             devices,
-            highest_epoch_seen: self.highest,
+            highest_epoch_seen: self.highest.as_ref().map_or(0, |(epoch, _)| *epoch),
+            highest_epoch_in: self.highest.as_ref().map(|(_, target)| target.clone()),
+            reached: self.reached,
+            settled: published.filter(|_| in_sync).map(|p| Settled { epoch: p.epoch, etags }),
+            rolled_back: self.rolled_back,
             conditions,
             requests: self.requests.clone(),
+        }
+    }
+}
+
+/// What is wrong with one twin, if anything, and the conditions that say so.
+fn trouble_of(
+    published: &Published,
+    target: &Target,
+    known: Option<&Known>,
+    conditions: &mut Vec<Raised>,
+) -> Option<String> {
+    let epoch = published.epoch;
+    match known? {
+        Known::Unread => None,
+        Known::Missing => {
+            conditions.push(Raised::new(Condition::HubDeviceMissing, target.to_string()));
+            Some("the hub does not know it".into())
+        }
+        Known::Refused(why) => {
+            conditions.push(Raised::new(Condition::HubBadAnswer, format!("{target}: {why}")));
+            Some(why.clone())
+        }
+        Known::Twin { seen, disabled, .. } => {
+            if *disabled {
+                conditions.push(Raised::new(Condition::HubDeviceDisabled, target.to_string()));
+            }
+            let detail = format!("{target} shows epoch {}; the site is at {epoch}", seen.epoch);
+            let condition = match seen.epoch {
+                shown if shown <= epoch => return disabled.then(|| "it is disabled in the hub".into()),
+                shown if plausible(published, shown) => Condition::TwinAhead,
+                _ => Condition::TwinImplausible,
+            };
+            conditions.push(Raised::new(condition, detail.clone()));
+            Some(detail)
         }
     }
 }

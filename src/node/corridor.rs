@@ -1,0 +1,255 @@
+//! The corridor of every order: who is alive is looked at here, then one command is proposed, and its outcome told.
+//!
+//! Whether the record takes the command is the record's to say; what it cannot know is who is there and fit. Nothing
+//! here is specific to a face: the command line, gRPC and the cloud come the same way.
+
+use std::{sync::PoisonError, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::door::NodeDoor;
+use crate::{
+    epoch::Epoch,
+    hub::BoxFuture,
+    id::{DeviceId, SiteId},
+    ownership::{
+        command::{self, Command, Drain, DrainExactly, LimitTiming, Outcome, SetPreferred},
+        record::Record,
+    },
+    raft::ProposeError,
+    reconcile::commands::{Corridor, Fulfilled, Order, Refusal, Wish},
+    workload,
+};
+
+/// How long a proposal or a claim may take until whoever asked is told that it is not known what became of it.
+const LIMIT: Duration = Duration::from_secs(10);
+
+impl NodeDoor {
+    fn record(&self) -> std::sync::Arc<Record> {
+        self.node.group.record().borrow().record.clone()
+    }
+
+    /// Whether a device could own now, as far as this one knows.
+    ///
+    /// # Errors
+    /// Why not.
+    fn is_fit(&self, device: &DeviceId) -> Result<(), String> {
+        let (roster, now) = (self.node.group.roster(), self.node.clock().now());
+        let member = roster.site.member(device).ok_or(format!("{device} is not a member of this site"))?;
+        if !member.role.may_own() {
+            return Err(format!("{device} is a {}: it votes and never owns", member.role));
+        }
+        if let Some(by) = self.record().drained.get(device) {
+            return Err(format!("{device} is drained {by}"));
+        }
+        if *device == roster.me {
+            let unfit = self.node.unfit.borrow().as_ref().map(ToString::to_string);
+            return unfit.map_or(Ok(()), Err);
+        }
+        match roster.contact(device) {
+            None => Err(format!("{device} has not been heard")),
+            Some(c) if !c.unfit.is_empty() => Err(format!("{device} says: {}", c.unfit)),
+            Some(c) if c.may_take_over(now, &self.node.group.timing()) => Ok(()),
+            Some(c) => {
+                let silent =
+                    c.heard.map_or_else(String::new, |h| format!(" for {} ms", now.since(h).as_millis()));
+                Err(format!("{device} has not been heard{silent}"))
+            }
+        }
+    }
+
+    fn is_member(&self, device: &DeviceId) -> Result<(), Refusal> {
+        let site = &self.node.group.roster().site;
+        if site.member(device).is_some() {
+            return Ok(());
+        }
+        let known: Vec<_> = site.members.iter().map(|m| m.device.to_string()).collect();
+        Err(Refusal::NoSuchDevice(format!("{device} is not a member of this site ({})", known.join(", "))))
+    }
+
+    /// The first fit device that is chosen among those that `may`.
+    fn choose(&self, record: &Record, may: impl Fn(&DeviceId) -> bool) -> Result<DeviceId, Refusal> {
+        let mut refusals = Vec::new();
+        let candidates = record.candidates().into_iter();
+        let others = record.roles.keys().filter(|device| record.drained.contains_key(*device));
+        for device in candidates.chain(others).filter(|device| may(device)) {
+            match self.is_fit(device) {
+                Ok(()) => return Ok(device.clone()),
+                Err(why) => refusals.push(why),
+            }
+        }
+        Err(Refusal::Unfit(format!("no other device can take over: {}", refusals.join("; "))))
+    }
+
+    async fn fulfil(&self, wish: Wish) -> Result<Fulfilled, Refusal> {
+        let mut watch = self.node.group.record();
+        let before = watch.borrow_and_update().record.clone();
+        if let Some(epoch) = wish.id.and_then(|id| before.executed(id)) {
+            return Ok(Fulfilled { repeated: true, epoch, owner: None });
+        }
+        if let Some(base) = wish.base.filter(|base| *base != before.epoch) {
+            return Err(Refusal::Stale(command::Refusal::Superseded { now: before.epoch, base }.to_string()));
+        }
+        let owner = before.owner.as_ref().map(|owner| owner.device.clone());
+        let (command, then) = self.command(wish, &before)?;
+        let done = match self.node.group.propose(command, LIMIT).await {
+            Ok(Outcome::Done { epoch }) => Fulfilled { repeated: false, epoch, owner: None },
+            Ok(Outcome::Repeated { epoch }) => return Ok(Fulfilled { repeated: true, epoch, owner: None }),
+            Ok(Outcome::Refused(why)) => return Err(refusal(&why)),
+            Ok(Outcome::Nothing) => return Err(Refusal::Unconfirmed("the leader said nothing of it".into())),
+            Err(e @ ProposeError::NoAnswer) => return Err(Refusal::Unconfirmed(e.to_string())),
+            Err(e) => return Err(Refusal::NotNow(e.to_string())),
+        };
+        let limit = LIMIT + *workload::STOP_TIMEOUT.end();
+        match then {
+            Then::Nothing => Ok(done),
+            Then::Moves(from) if owner != Some(from.clone()) => Ok(done),
+            Then::Moves(from) => {
+                let moved = watch.wait_for(|a| {
+                    let record = &a.record;
+                    record.paused.is_some() || record.owner.as_ref().is_some_and(|owner| owner.device != from)
+                });
+                let Ok(Ok(applied)) = tokio::time::timeout(limit, moved).await else {
+                    return Err(Refusal::Unconfirmed(format!(
+                        "{from} is drained, and no other device owns yet"
+                    )));
+                };
+                let owner = applied.record.owner.as_ref().map(|owner| owner.device.clone());
+                Ok(Fulfilled { epoch: applied.record.epoch, owner, ..done })
+            }
+            Then::Owns(to) => {
+                let next = watch.wait_for(|a| a.record.epoch > before.epoch && a.record.owner.is_some());
+                let Ok(Ok(applied)) = tokio::time::timeout(limit, next).await else {
+                    return Err(Refusal::Unconfirmed(format!("{to} has not claimed yet")));
+                };
+                match applied.record.owner.as_ref().map(|owner| owner.device.clone()) {
+                    Some(device) if device == to => {
+                        Ok(Fulfilled { epoch: applied.record.epoch, owner: Some(device), ..done })
+                    }
+                    Some(device) => {
+                        let why = "it did not take over in time, or another handover came between";
+                        Err(Refusal::NotNow(format!("{device} owns now, not {to}: {why}")))
+                    }
+                    None => Err(Refusal::Unconfirmed("nobody owns now".into())),
+                }
+            }
+        }
+    }
+
+    /// The command that the wish comes to, if those who are there allow it, and what its end is.
+    fn command(&self, wish: Wish, before: &Record) -> Result<(Command, Then), Refusal> {
+        let Wish { id, order: what, reason, actor, base, expires_unix_ms } = wish;
+        let id = id.unwrap_or_else(|| self.dice.lock().unwrap_or_else(PoisonError::into_inner).throw());
+        let at_unix_ms = self.node.clock().wall_ms();
+        let owner = before.owner.as_ref().map(|owner| &owner.device);
+        let order = command::Order { id, actor, reason, at_unix_ms, base, expires_unix_ms };
+        Ok(match what {
+            Order::Transfer(to) => {
+                let to = match to {
+                    None => self.choose(before, |device| Some(device) != owner)?,
+                    Some(to) => {
+                        self.is_member(&to)?;
+                        self.is_fit(&to).map_err(Refusal::Unfit)?;
+                        to
+                    }
+                };
+                let command::Order { actor, reason, .. } = order;
+                let transfer = command::Transfer {
+                    id,
+                    to: to.clone(),
+                    base: base.unwrap_or(before.epoch),
+                    reason,
+                    actor,
+                    at_unix_ms,
+                    expires_unix_ms,
+                };
+                (Command::Transfer(transfer), Then::Owns(to))
+            }
+            Order::Pause => (Command::Pause(order), Then::Nothing),
+            Order::Resume => (Command::Resume(order), Then::Nothing),
+            Order::Drain(device) => {
+                self.is_member(&device)?;
+                if !before.drained.contains_key(&device) {
+                    self.choose(before, |other| *other != device)?;
+                }
+                (Command::Drain(Drain { order, device: device.clone() }), Then::Moves(device))
+            }
+            Order::Undrain(device) => {
+                self.is_member(&device)?;
+                (Command::Undrain(Drain { order, device }), Then::Nothing)
+            }
+            Order::DrainExactly(devices) => {
+                devices.iter().try_for_each(|device| self.is_member(device))?;
+                if devices.iter().any(|device| !before.drained.contains_key(device)) {
+                    self.choose(before, |other| !devices.contains(other))?;
+                }
+                let devices = devices.into_iter().collect();
+                (Command::DrainExactly(DrainExactly { order, devices }), Then::Nothing)
+            }
+            Order::Prefer(device) => {
+                device.as_ref().map_or(Ok(()), |device| self.is_member(device))?;
+                (Command::SetPreferred(SetPreferred { order, device }), Then::Nothing)
+            }
+            Order::Timing(least) => (Command::LimitTiming(LimitTiming { order, least }), Then::Nothing),
+        })
+    }
+}
+
+/// What is waited for once the command is committed.
+enum Then {
+    Nothing,
+    /// This device owns no more, if it did.
+    Moves(DeviceId),
+    /// This device owns.
+    Owns(DeviceId),
+}
+
+fn refusal(why: &command::Refusal) -> Refusal {
+    let text = why.to_string();
+    match why {
+        command::Refusal::NotAMember { .. } => Refusal::NoSuchDevice(text),
+        command::Refusal::Superseded { .. } | command::Refusal::OtherTiming { .. } => Refusal::Stale(text),
+        command::Refusal::NoOwner
+        | command::Refusal::Paused
+        | command::Refusal::EpochsUsedUp
+        | command::Refusal::EpochTooFar { .. }
+        | command::Refusal::TooManyCommands { .. } => Refusal::NotNow(text),
+        command::Refusal::Witness { .. }
+        | command::Refusal::OwnsAlready { .. }
+        | command::Refusal::ImpossibleTiming
+        | command::Refusal::Drained { .. }
+        | command::Refusal::NoneLeft => Refusal::Unfit(text),
+    }
+}
+
+impl Corridor for NodeDoor {
+    fn site(&self) -> &SiteId {
+        &self.node.group.roster().site.id
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.record().epoch
+    }
+
+    fn status(&self) -> Value {
+        serde_json::to_value(self.make_report()).unwrap_or(Value::Null)
+    }
+
+    fn why(&self) -> Value {
+        let report = self.make_report();
+        let decision = report.last_decision.unwrap_or_default();
+        json!({
+            "decision": decision.reason,
+            "decided_unix_ms": decision.unix_ms,
+            "changes": serde_json::to_value(report.history).unwrap_or(Value::Null),
+        })
+    }
+
+    fn executed(&self, id: u64) -> Option<Epoch> {
+        self.record().executed(id)
+    }
+
+    fn order(&self, wish: Wish) -> BoxFuture<'_, Result<Fulfilled, Refusal>> {
+        Box::pin(self.fulfil(wish))
+    }
+}

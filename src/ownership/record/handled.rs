@@ -1,0 +1,114 @@
+//! Which commands of people and programs have been executed, so that a repeat is answered and not executed again.
+//!
+//! A command is remembered until no repeat of it can be accepted any more, and forgotten only to make room: clocks that
+//! run ahead would forget too early otherwise. There is no clock here; the moment is that of the command that needs
+//! the room. What was refused is deliberately not remembered.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    epoch::Epoch,
+    ownership::command::{Once, Refusal},
+};
+
+/// How many executed commands are remembered at most.
+pub const HANDLED_MAX: usize = 256;
+/// How many of them are spared for commands that nobody keeps, so that programs which send many long-lived ones do not
+/// lock out the person on site.
+pub const HANDLED_SPARE: usize = 64;
+/// For how long a command is remembered that says nothing of it: longer than anybody on site tries again.
+const KEPT_FOR_MS: u64 = 10 * 60 * 1000;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Executed {
+    id: u64,
+    epoch: Epoch,
+    expires_unix_ms: u64,
+}
+
+/// The commands that were executed, the oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Handled(VecDeque<Executed>);
+
+impl Handled {
+    /// The record's epoch after the command with this id was executed, if it was.
+    pub(super) fn first(&self, id: u64) -> Option<Epoch> {
+        self.0.iter().find(|executed| executed.id == id).map(|executed| executed.epoch)
+    }
+
+    /// # Errors
+    /// [`Refusal::TooManyCommands`]: all that are remembered may still be repeated.
+    pub(super) fn has_room(&self, once: Once) -> Result<(), Refusal> {
+        let spare = if once.expires_unix_ms == 0 { 0 } else { HANDLED_SPARE };
+        let held = self.0.iter().filter(|executed| executed.expires_unix_ms > once.at_unix_ms).count();
+        if held + spare < HANDLED_MAX {
+            return Ok(());
+        }
+        Err(Refusal::TooManyCommands { held: u32::try_from(held).unwrap_or(u32::MAX) })
+    }
+
+    /// Remembers that it was executed. There has to be room.
+    pub(super) fn note(&mut self, once: Once, epoch: Epoch) {
+        if self.0.len() >= HANDLED_MAX {
+            self.0.retain(|executed| executed.expires_unix_ms > once.at_unix_ms);
+        }
+        let least = once.at_unix_ms.saturating_add(KEPT_FOR_MS);
+        let expires_unix_ms = once.expires_unix_ms.max(least);
+        self.0.push_back(Executed { id: once.id, epoch, expires_unix_ms });
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn once(id: u64, at_unix_ms: u64, expires_unix_ms: u64) -> Once {
+        Once { id, at_unix_ms, expires_unix_ms }
+    }
+
+    /// Full of commands that expire at `expires`.
+    fn full(expires: u64, spare: usize) -> Handled {
+        let mut handled = Handled::default();
+        for id in 0..HANDLED_MAX - spare {
+            handled.note(once(id as u64, 0, expires), Epoch::ZERO);
+        }
+        handled
+    }
+
+    #[test]
+    fn nothing_that_may_be_repeated_is_forgotten() {
+        const WEEK: u64 = 7 * 24 * 3600 * 1000;
+        let mut handled = full(WEEK, 0);
+        let refused = Err(Refusal::TooManyCommands { held: 256 });
+        assert_eq!(handled.has_room(once(900, WEEK - 1, 0)), refused);
+        assert_eq!(handled.has_room(once(900, WEEK, WEEK + 1)), Ok(()));
+        assert!(handled.first(3).is_some(), "kept until the room is needed");
+        handled.note(once(900, WEEK, WEEK + 1), Epoch::ZERO);
+        assert_eq!((handled.len(), handled.first(3)), (1, None));
+    }
+
+    #[test]
+    fn long_lived_commands_do_not_lock_out_short_lived_ones() {
+        let handled = full(u64::MAX, HANDLED_SPARE);
+        let (kept, local) = (once(900, 5, 9), once(900, 5, 0));
+        assert_eq!(handled.has_room(kept), Err(Refusal::TooManyCommands { held: 192 }));
+        assert_eq!(handled.has_room(local), Ok(()));
+    }
+
+    #[test]
+    fn a_command_without_an_end_is_kept_for_ten_minutes() {
+        let mut handled = Handled::default();
+        handled.note(once(1, 1000, 0), Epoch::ZERO);
+        assert_eq!(handled.0[0].expires_unix_ms, 601_000);
+        handled.note(once(2, u64::MAX, 0), Epoch::ZERO);
+        assert_eq!(handled.0[1].expires_unix_ms, u64::MAX);
+    }
+}

@@ -1,0 +1,286 @@
+//! Sidecars without any credential for the cloud, each in an emulated IoT Edge device: they mirror through the workload socket and
+//! their device's edgeHub, take the cloud's commands there, and let the workload's messages through on the owner alone.
+
+use std::{collections::BTreeMap, net::TcpListener, sync::Arc, time::Duration};
+
+use quorate::{
+    clock::{BootClock, Clock as _},
+    emulator::{EdgeHub, EdgeOptions, Emulator, Options},
+    hub::{
+        Change, Target,
+        edge::Identity,
+        link::{Message, Module as _},
+        mqtt::client::{Client, Line},
+        reported::Reported,
+        settings::EdgeRuntime,
+        wall,
+    },
+    id::DeviceId,
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::site::{Plan, Site, until};
+
+const HUB: &str = "plant.azure-devices.net";
+const MODULE: &str = "quorate";
+
+/// The hub, and one edgeHub for each device.
+struct Cloud {
+    emulator: Emulator,
+    edges: Vec<EdgeHub>,
+    _folder: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+}
+
+fn loopback() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").expect("a free port")
+}
+
+impl Cloud {
+    fn start() -> Cloud {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let inside = runtime.enter();
+        let options = Options { host: HUB.into(), ..Options::default() };
+        let emulator =
+            Emulator::start(loopback(), loopback(), &options, Arc::new(BootClock)).expect("starts");
+        let folder = tempfile::tempdir().expect("a folder");
+        let edge = |n: usize| {
+            let device = DeviceId::new(format!("edge-{}", n + 1)).expect("a name");
+            let often = EdgeOptions { report_every: Duration::from_millis(100), ..EdgeOptions::default() };
+            let edge = emulator.serve_edge(&device, loopback(), often).expect("serves");
+            for module in [MODULE, "work"] {
+                edge.serve_workload(module, &folder.path().join(format!("{n}-{module}"))).expect("serves");
+            }
+            edge
+        };
+        let edges = (0..3).map(edge).collect();
+        drop(inside);
+        Cloud { emulator, edges, _folder: folder, runtime }
+    }
+
+    /// What IoT Edge tells a module; the port is the test's.
+    fn environment(&self, n: usize, module: &str) -> BTreeMap<String, String> {
+        let edge = &self.edges[n];
+        let mut variables = edge.environment(module);
+        variables.insert("IOTEDGE_GATEWAYHOSTNAME".into(), edge.address().to_string());
+        variables
+    }
+
+    fn tell(&self, site: &mut Site) {
+        const NAMES: [&str; 7] = [
+            "IOTEDGE_WORKLOADURI",
+            "IOTEDGE_DEVICEID",
+            "IOTEDGE_MODULEID",
+            "IOTEDGE_MODULEGENERATIONID",
+            "IOTEDGE_IOTHUBHOSTNAME",
+            "IOTEDGE_GATEWAYHOSTNAME",
+            "IOTEDGE_APIVERSION",
+        ];
+        for n in 0..3 {
+            let variables = self.environment(n, MODULE);
+            for name in NAMES {
+                site.tell(n, name, variables[name].clone());
+            }
+        }
+    }
+
+    fn target(n: usize, module: &str) -> Target {
+        Target::module(&format!("edge-{}", n + 1), module)
+    }
+
+    /// What the hub knows of what a sidecar says.
+    fn said(&self, n: usize) -> Option<Reported> {
+        let twin = self.emulator.entry(&Cloud::target(n, MODULE)).expect("exists").twin;
+        serde_json::from_value(twin.reported.values.get("quorate")?.clone()).ok()
+    }
+
+    fn shows(&self, n: usize, owner: usize, epoch: u64) -> bool {
+        self.said(n).is_some_and(|said| {
+            (said.flag.epoch, said.flag.active) == (epoch, n == owner)
+                && said.flag.leader == format!("edge-{}", owner + 1)
+        })
+    }
+
+    fn desire(&self, target: &Target, desired: &Value) {
+        let json = json!({ "properties": { "desired": desired } });
+        let change = Change::from_json(&json).expect("a change");
+        self.emulator.meddle(target, &change).expect("is taken");
+    }
+
+    fn upstream(&self, reachable: bool) {
+        self.edges.iter().for_each(|edge| edge.upstream(reachable));
+    }
+}
+
+fn site(cloud: &Cloud, more: &str) -> (Site, usize, u64) {
+    let mut site = Site::with(Plan { more: format!("[hub]\nrefresh = \"2s\"\n{more}"), ..Plan::default() });
+    cloud.tell(&mut site);
+    site.start_all();
+    let (owner, epoch) = site.owner(0);
+    (site, owner, epoch)
+}
+
+#[test]
+fn sidecars_without_any_credential_tell_the_cloud_who_owns() {
+    let cloud = Cloud::start();
+    let (mut site, owner, epoch) = site(&cloud, "");
+    until("the cloud to know the owner", || (0..3).all(|n| cloud.shows(n, owner, epoch)).then_some(()));
+    // An edgeHub's word is not the cloud's: what the cloud shows is known once the twin was read again.
+    let report = site.reports(owner, "the twin to be read", |r| {
+        r.hub.in_sync && r.hub.module.as_ref().is_some_and(|module| module.epoch == Some(epoch))
+    });
+    assert_eq!(report.hub.mirror, "module-twin");
+    assert!(report.hub.name.contains(HUB), "{}", report.hub.name);
+    assert!(report.hub.module.is_some_and(|module| module.connected));
+    // The cloud is away while the owner is lost; each edgeHub keeps what its sidecar says.
+    cloud.upstream(false);
+    site.signal(owner, Signal::KILL);
+    site.left(owner);
+    let others = [(owner + 1) % 3, (owner + 2) % 3];
+    let (second, next) = site.owner_among(&others, epoch);
+    let third = 3 - owner - second;
+    until("the edgeHubs to hold what is said", || {
+        [second, third].iter().all(|n| cloud.edges[*n].holds_back(MODULE)).then_some(())
+    });
+    assert!(cloud.shows(second, owner, epoch), "the cloud shows what it was last told");
+    cloud.upstream(true);
+    until("the cloud to know the next", || {
+        [second, third].iter().all(|n| cloud.shows(*n, second, next)).then_some(())
+    });
+    site.start(owner);
+    site.up(owner);
+    until("it to say that it stands by", || cloud.shows(owner, second, next).then_some(()));
+    // Nothing that opens the hub was ever on the devices.
+    for n in 0..3 {
+        let told = format!("{:?}", site.environment(n));
+        let log = site.log(n);
+        for secret in ["SharedAccessKey", "SharedAccessSignature", "sig="] {
+            assert!(!told.contains(secret) && !log.contains(secret), "{secret} on device {n}");
+        }
+        assert!(!log.contains("panicked"), "{log}");
+    }
+    site.runs_without_overlap();
+}
+
+#[test]
+fn the_cloud_pauses_and_moves_a_site_that_allows_it() {
+    let cloud = Cloud::start();
+    let (site, owner, epoch) = site(&cloud, "commands = [\"status\", \"pause\", \"resume\", \"transfer\"]\n");
+    until("the cloud to know the owner", || (0..3).all(|n| cloud.shows(n, owner, epoch)).then_some(()));
+    let expires = wall::rfc3339(BootClock.wall_ms() + 3_600_000);
+    let outcome = |n: usize, verb: &'static str, id: &'static str| {
+        let said = cloud.said(n)?.commands.get(verb)?.clone();
+        (said["id"] == json!(id)).then_some(said)
+    };
+    let asked = (owner + 1) % 3;
+    let target = Cloud::target(asked, MODULE);
+    let pause = json!({"id": "p1", "on": true, "expires": expires, "reason": "an inspection"});
+    cloud.desire(&target, &json!({"quorate": {"pause": pause}}));
+    let said = until("the outcome", || outcome(asked, "pause", "p1"));
+    assert_eq!(said["outcome"], json!("done"), "{said}");
+    until("all to say that it is paused", || {
+        (0..3).all(|n| cloud.said(n).is_some_and(|said| said.paused.is_some())).then_some(())
+    });
+    let to = format!("edge-{}", asked + 1);
+    let section = json!({"quorate": {
+        "pause": {"id": "p2", "on": false, "expires": expires},
+        "transfer": {"id": "t1", "to": to, "expires": expires, "base_epoch": epoch},
+    }});
+    cloud.desire(&target, &section);
+    let said = until("the outcome", || outcome(asked, "transfer", "t1"));
+    assert_eq!(said["outcome"], json!("done"), "{said}");
+    let (next, newer) = site.owner(epoch);
+    assert_eq!(next, asked);
+    until("the cloud to know it", || (0..3).all(|n| cloud.shows(n, asked, newer)).then_some(()));
+    // The same again, and one that this site does not take from the cloud.
+    let drain = json!({"id": "d1", "devices": ["edge-1"], "expires": expires});
+    cloud.desire(&target, &json!({"quorate": {"drain": drain}}));
+    let said = until("the outcome", || outcome(asked, "drain", "d1"));
+    assert_eq!(said["outcome"], json!("refused"), "{said}");
+    assert_eq!(site.owner(0), (asked, newer), "each was executed once");
+    site.runs_without_overlap();
+}
+
+#[test]
+fn messages_pass_the_gate_on_the_owner_alone() {
+    let cloud = Cloud::start();
+    let (site, owner, epoch) = site(&cloud, "[hub.gate]\ninput = \"in\"\noutput = \"out\"\n");
+    let routes = json!({"routes": {
+        "gate": "FROM /messages/modules/work/outputs/* INTO BrokeredEndpoint(\"/modules/quorate/inputs/in\")",
+        "up": "FROM /messages/modules/quorate/outputs/out INTO $upstream",
+    }});
+    for n in 0..3 {
+        cloud.desire(&Cloud::target(n, "$edgeHub"), &routes);
+        site.reports(n, "the link to stand", |r| r.hub.module.as_ref().is_some_and(|m| m.in_sync));
+    }
+    // The workload's own client on every device: it sends three messages wherever it runs.
+    for n in 0..3 {
+        let variables = cloud.environment(n, "work");
+        let edge = EdgeRuntime {
+            workload_uri: variables["IOTEDGE_WORKLOADURI"].clone(),
+            hub: HUB.into(),
+            device: format!("edge-{}", n + 1),
+            module: "work".into(),
+            generation: variables["IOTEDGE_MODULEGENERATIONID"].clone(),
+            gateway: variables["IOTEDGE_GATEWAYHOSTNAME"].clone(),
+            api_version: String::new(),
+        };
+        let timeout = Duration::from_secs(10);
+        let identity = Identity::of_edge(&edge, timeout).expect("is in order");
+        let line = Line { identity, inputs: false, ca_file: None, timeout };
+        let client = Client::new(line, Arc::new(BootClock));
+        cloud.runtime.block_on(async {
+            let mut connected = client.connect().await.expect("connects");
+            let link = connected.link.clone();
+            let send = async {
+                for number in 1..=3 {
+                    let message = Message {
+                        properties: vec![
+                            ("quorate_epoch".into(), "999".into()),
+                            ("n".into(), number.to_string()),
+                        ],
+                        system: vec![("$.mid".into(), format!("{n}-{number}"))],
+                        body: format!("from {n}").into(),
+                    };
+                    link.send("temperature", &message).await.expect("is taken");
+                }
+            };
+            tokio::select! {
+                ended = &mut connected.runs => panic!("{ended:?}"),
+                () = send => {}
+            }
+        });
+    }
+    let counted = |n: usize, fate: &str| {
+        let report = site.report(n)?;
+        report.hub.module?.gate.get(fate).copied()
+    };
+    until("the owner to forward them", || (counted(owner, "forwarded") == Some(3)).then_some(()));
+    for n in (0..3).filter(|n| *n != owner) {
+        until("a standby to drop them", || (counted(n, "dropped") == Some(3)).then_some(()));
+        assert_eq!(counted(n, "forwarded"), Some(0));
+    }
+    let messages = until("the hub to have them", || {
+        let messages = cloud.emulator.messages();
+        (messages.len() >= 3).then_some(messages)
+    });
+    assert_eq!(messages.len(), 3, "{messages:?}");
+    let mut stamps: Vec<(String, String, String)> = messages
+        .iter()
+        .map(|message| {
+            assert_eq!(message.from, Cloud::target(owner, MODULE));
+            let of = |name: &str| message.properties.get(name).cloned().unwrap_or_default();
+            assert_eq!((of("quorate_epoch"), of("quorate_site")), (epoch.to_string(), "plant-7".to_owned()));
+            assert_eq!(message.body, format!("from {owner}"));
+            (of("quorate_seq"), of("n"), of("$.mid"))
+        })
+        .collect();
+    stamps.sort();
+    let expected = (1..=3).map(|n: u32| (n.to_string(), n.to_string(), format!("{owner}-{n}")));
+    assert_eq!(stamps, expected.collect::<Vec<_>>());
+}

@@ -1,0 +1,226 @@
+//! Stories of what people order: pause, drain, prefer. That a paused or drained site still keeps its promises, and has an
+//! owner whenever it may have one, is checked at every millisecond, as in all stories.
+
+use quorate::{
+    id::DeviceId,
+    ownership::{
+        command::{Command, RaiseFloor},
+        record::Cause,
+    },
+};
+
+use super::{MS, S, another_runs, bound, running};
+use crate::stage::{Setup, Stage, world::Freeze};
+
+fn other(stage: &Stage, than: usize) -> usize {
+    (than + 1) % stage.devices.len()
+}
+
+/// A paused site of three; who owns.
+fn paused(seed: u64) -> (Stage, usize) {
+    let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+    stage.order(other(&stage, owner), Command::Pause);
+    stage.until(S, "the site is paused", |s| s.record().is_some_and(|r| r.paused.is_some()));
+    stage.pass(S);
+    (stage, owner)
+}
+
+#[test]
+fn while_paused_nobody_takes_over_until_somebody_resumes() {
+    for seed in 1..=3 {
+        let (mut stage, owner) = paused(seed);
+        stage.crash(owner);
+        stage.pass(60 * S);
+        assert_eq!((stage.running(), stage.epochs()), (None, vec![1]));
+        let at = other(&stage, owner);
+        stage.order(at, Command::Resume);
+        let took = stage.until(2 * S, "another runs", |s| s.running().is_some());
+        assert!(took < 500 * MS, "everything else has long been waited for, but it took {took:?}");
+    }
+}
+
+#[test]
+fn while_paused_the_owners_device_comes_back_as_owner() {
+    for seed in 1..=3 {
+        for away in [MS, S, 30 * S] {
+            let (mut stage, owner) = paused(seed);
+            stage.crash(owner);
+            stage.pass(away);
+            stage.start(owner);
+            assert_eq!(stage.someone_runs(bound() * 2 + S), owner);
+            assert_eq!(stage.cause(), Some(Cause::OwnerRestarted));
+            stage.pass(10 * S);
+            assert_eq!(stage.epochs(), [1, 2], "it stays");
+        }
+    }
+}
+
+#[test]
+fn while_paused_an_owner_that_leaves_names_nobody_and_comes_back() {
+    let (mut stage, owner) = paused(1);
+    stage.leave(owner);
+    stage.pass(20 * S);
+    assert_eq!(stage.running(), None);
+    stage.start(owner);
+    assert_eq!(stage.someone_runs(bound() * 2 + S), owner);
+}
+
+#[test]
+fn while_paused_the_lease_is_as_strict_as_ever() {
+    let (mut stage, owner) = paused(1);
+    stage.isolate(owner);
+    stage.until(bound(), "the workload stops", |s| s.running().is_none());
+    stage.pass(10 * S);
+    stage.heal();
+    assert_eq!(stage.someone_runs(bound() * 2 + S), owner, "and it goes on once it is heard again");
+}
+
+#[test]
+fn while_paused_a_person_may_hand_over() {
+    let (mut stage, owner) = paused(1);
+    let target = other(&stage, owner);
+    stage.transfer(target);
+    stage.until(S, "the target runs", |s| s.running() == Some(target));
+    stage.crash(target);
+    stage.pass(10 * S);
+    assert_eq!(stage.running(), None, "the pause goes on");
+}
+
+#[test]
+fn a_handover_that_fails_while_paused_comes_back_to_the_owner() {
+    let (mut stage, owner) = paused(1);
+    let target = other(&stage, owner);
+    stage.transfer(target);
+    stage.pass(3 * MS);
+    stage.crash(target);
+    stage.until(4 * S, "the old owner runs again", |s| s.running() == Some(owner) && s.epoch() > 1);
+    stage.pass(5 * S);
+}
+
+#[test]
+fn a_paused_site_without_owner_elects_now_and_then_at_most() {
+    let (mut stage, owner) = paused(2);
+    stage.crash(owner);
+    stage.pass(10 * S);
+    let begun = |s: &Stage| (0..3).filter(|n| *n != owner).map(|n| s.elections(n)).sum::<u64>();
+    let before = begun(&stage);
+    stage.pass(300 * S);
+    assert!(begun(&stage) - before <= 12, "{} elections in five minutes", begun(&stage) - before);
+}
+
+#[test]
+fn a_drained_owner_hands_over_and_owns_no_more() {
+    for seed in 1..=3 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        stage.drain(other(&stage, owner), owner);
+        let next = another_runs(&mut stage, S, owner);
+        assert_eq!(stage.cause(), Some(Cause::HandedOver), "planned");
+        stage.crash(next);
+        let third = another_runs(&mut stage, bound() + S, next);
+        assert_ne!(third, owner);
+        stage.start(next);
+        stage.pass(10 * S);
+        stage.drain(next, next);
+        stage.pass(2 * S);
+        stage.crash(third);
+        stage.pass(20 * S);
+        assert_eq!(stage.running(), None, "both others are drained");
+        stage.undrain(next, owner);
+        stage.until(2 * S, "the one that may again", |s| s.running() == Some(owner));
+    }
+}
+
+#[test]
+fn a_drained_owner_goes_on_while_nobody_could_follow() {
+    let (mut stage, owner) = running(Setup { devices: 3, witnesses: vec![2], ..Setup::default() });
+    stage.crash(1 - owner);
+    stage.pass(5 * S);
+    let before = stage.epochs();
+    stage.drain(owner, owner);
+    stage.pass(10 * S);
+    assert_eq!((stage.running(), stage.epochs()), (Some(owner), before));
+    stage.kill_sidecar(owner);
+    stage.start(owner);
+    stage.until(bound() * 2, "its restarted sidecar runs", |s| s.running() == Some(owner));
+    stage.start(1 - owner);
+    stage.until(bound() * 3, "the other one runs", |s| s.running() == Some(1 - owner));
+}
+
+#[test]
+fn a_drain_of_the_owner_waits_for_the_end_of_a_pause() {
+    let (mut stage, owner) = paused(1);
+    stage.drain(owner, owner);
+    stage.pass(10 * S);
+    assert_eq!((stage.running(), stage.epochs()), (Some(owner), vec![1]));
+    stage.order(owner, Command::Resume);
+    another_runs(&mut stage, S, owner);
+}
+
+#[test]
+fn the_preferred_device_follows_and_nothing_moves_before() {
+    for seed in 1..=3 {
+        for leaves in [false, true] {
+            let setup = Setup { seed, devices: 5, ..Setup::default() };
+            let (mut stage, owner) = running(setup);
+            let preferred = if owner == 4 { 3 } else { 4 };
+            stage.prefer(preferred, preferred);
+            stage.pass(20 * S);
+            assert_eq!(stage.epochs(), [1], "no failback");
+            match leaves {
+                true => stage.leave(owner),
+                false => stage.crash(owner),
+            }
+            assert_eq!(another_runs(&mut stage, bound() + S, owner), preferred);
+        }
+    }
+}
+
+#[test]
+fn orders_outlive_every_restart() {
+    let (mut stage, owner) = paused(1);
+    stage.drain(owner, other(&stage, owner));
+    stage.prefer(owner, owner);
+    stage.pass(S);
+    (0..3).for_each(|n| stage.crash(n));
+    stage.pass(S);
+    (0..3).for_each(|n| stage.start(n));
+    assert_eq!(stage.someone_runs(bound() * 2 + S), owner);
+    let record = stage.record().expect("somebody is up");
+    assert!(record.paused.is_some() && record.drained.len() == 1 && record.preferred.is_some());
+}
+
+#[test]
+fn an_epoch_seen_in_a_twin_raises_the_next_and_moves_nothing() {
+    let (mut stage, owner) = running(Setup::default());
+    let above = quorate::epoch::Epoch::new(500).expect("small");
+    let seen_in = stage.devices[0].id.to_string();
+    stage.order(owner, |_| Command::RaiseFloor(RaiseFloor { above, seen_in }));
+    stage.pass(10 * S);
+    assert_eq!((stage.running(), stage.epochs()), (Some(owner), vec![1]));
+    stage.crash(owner);
+    another_runs(&mut stage, bound() + S, owner);
+    assert_eq!(stage.epochs(), [1, 501]);
+}
+
+#[test]
+fn an_order_for_a_stranger_changes_nothing() {
+    let (mut stage, owner) = running(Setup::default());
+    let before = stage.record();
+    let device = DeviceId::new("edge-99").expect("a name");
+    stage.order(owner, |order| {
+        Command::Drain(quorate::ownership::command::Drain { order, device: device.clone() })
+    });
+    stage.pass(2 * S);
+    assert_eq!(stage.record(), before);
+}
+
+/// Whoever froze while it owned thaws into a paused site: it stops, and owns again by itself.
+#[test]
+fn a_frozen_owner_of_a_paused_site() {
+    let (mut stage, owner) = paused(3);
+    stage.freeze(owner, Freeze::Sidecar);
+    stage.pass(5 * S);
+    assert_eq!(stage.running(), None);
+    stage.thaw(owner);
+    assert_eq!(stage.someone_runs(bound() * 2 + S), owner);
+}
