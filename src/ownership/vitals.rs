@@ -366,4 +366,33 @@ mod tests {
         vitals.questions(at(50), 10, 8);
         assert_eq!(vitals.unanswered_percent(), 20);
     }
+
+    /// A timing that is as wide as can be already, and a person who asks for no less than half as much again.
+    #[test]
+    fn a_limit_that_changes_nothing_is_proposed_once_at_most() {
+        let s = Duration::from_secs(1);
+        let settings = Settings { heartbeat: s * 20, hold: s * 60, stop_grace: s, ..Settings::default() };
+        let configured = Timing::new(&settings).expect("consistent");
+        let mut pace = Pace::default();
+        let mut proposals = 0;
+        for _ in 0..100 {
+            let timing = pace.timing(&configured);
+            let situation = Situation {
+                now: at(100),
+                timing: &timing,
+                configured: &configured,
+                pace: &pace,
+                steady_since: Some(at(99)),
+                strained: false,
+                other_fit: true,
+                least: 150,
+            };
+            if let Some((stretch, reason)) = advise(&Vitals::default(), &situation).stretch {
+                proposals += 1;
+                let set = pace.change(&configured, stretch, reason, 0);
+                pace.apply(&Command::SetTiming(set)).expect("fits");
+            }
+        }
+        assert!(proposals <= 1, "{proposals} changes in 100 looks");
+    }
 }

@@ -224,3 +224,37 @@ fn a_frozen_owner_of_a_paused_site() {
     stage.thaw(owner);
     assert_eq!(stage.someone_runs(bound() * 2 + S), owner);
 }
+
+/// A hub that gives its twins etags of six kilobytes. Whatever it says, the site goes on agreeing.
+#[test]
+fn no_etag_keeps_the_site_from_agreeing() {
+    let (mut stage, owner) = running(Setup::default());
+    let by = stage.devices[owner].id.clone();
+    let etags = stage.devices.iter().map(|d| (d.id.clone(), "A".repeat(6_000))).collect();
+    let epoch = quorate::epoch::Epoch::new(1).expect("small");
+    stage.order(owner, |_| {
+        Command::ConfirmMirror(quorate::ownership::command::ConfirmMirror { epoch, by, etags, at_unix_ms: 0 })
+    });
+    stage.pass(5 * S);
+    stage.order(owner, Command::Pause);
+    stage.until(20 * S, "the site is paused", |s| s.record().is_some_and(|r| r.paused.is_some()));
+}
+
+/// The same, and then one of three is away and the owner's sidecar restarts: two are a majority.
+#[test]
+fn no_etag_keeps_a_majority_from_having_an_owner() {
+    let (mut stage, owner) = running(Setup::default());
+    let by = stage.devices[owner].id.clone();
+    let etags = stage.devices.iter().map(|d| (d.id.clone(), "A".repeat(6_000))).collect();
+    let epoch = quorate::epoch::Epoch::new(1).expect("small");
+    stage.order(owner, |_| {
+        Command::ConfirmMirror(quorate::ownership::command::ConfirmMirror { epoch, by, etags, at_unix_ms: 0 })
+    });
+    stage.pass(5 * S);
+    let third = other(&stage, other(&stage, owner));
+    stage.crash(third);
+    stage.pass(S);
+    stage.kill_sidecar(owner);
+    stage.start(owner);
+    stage.someone_runs(bound() * 4);
+}

@@ -139,3 +139,79 @@ fn the_cloud_asks_and_may_not_order() {
         assert_eq!((stage.running(), stage.epoch()), (Some(owner), 1));
     }
 }
+
+fn commanded() -> Setup {
+    Setup { commands: vec!["all".into()], ..Setup::default() }
+}
+
+/// This long after now, as the site's clocks show it.
+fn moment(stage: &Stage, after: Duration) -> String {
+    let now = 1_800_000_000_000 + u64::try_from((stage.sim.elapsed() + after).as_millis()).expect("short");
+    quorate::hub::wall::rfc3339(now)
+}
+
+fn told(stage: &Stage, n: usize, verb: &str) -> Value {
+    section(stage, n)["commands"][verb].clone()
+}
+
+/// The cloud was told that a wish is refused, for good, and then got what it wanted by a method.
+#[test]
+fn a_wish_that_was_refused_for_good_is_not_executed_later() {
+    let (mut stage, owner) = running(commanded());
+    settled(&mut stage, 10 * S);
+    let (at, third) = ((owner + 1) % 3, (owner + 2) % 3);
+    stage.crash(third);
+    stage.pass(5 * S);
+    let expires = moment(&stage, 3600 * S);
+    let name = |stage: &Stage, n: usize| stage.devices[n].id.to_string();
+    let to = name(&stage, third);
+    desire(&stage, at, json!({"transfer": {"id": "t1", "to": to, "expires": expires}}));
+    stage.until(20 * S, "the refusal is told", |s| told(s, at, "transfer")["id"] == json!("t1"));
+    assert_eq!(told(&stage, at, "transfer")["outcome"], json!("refused"));
+    stage.start(third);
+    stage.pass(10 * S);
+    let payload = json!({"id": "m1", "to": name(&stage, at), "expires": expires});
+    let call = Event::Call { id: "1".into(), method: "transfer".into(), payload };
+    assert!(stage.hub.modules[at].push(call));
+    stage.until(5 * S, "the method moves it", |s| s.running() == Some(at));
+    let epochs = stage.epochs();
+    // The twin is read again after half a minute here, after an hour by default.
+    stage.pass(120 * S);
+    assert_eq!((stage.running(), stage.epochs()), (Some(at), epochs), "{}", told(&stage, at, "transfer"));
+}
+
+/// A leader without a quorum takes an order in, cannot say what became of it, and later says that it has expired.
+#[test]
+fn what_was_told_to_have_expired_is_not_executed_later() {
+    let (mut stage, owner) = running(commanded());
+    settled(&mut stage, 10 * S);
+    let others = [(owner + 1) % 3, (owner + 2) % 3];
+    others.iter().for_each(|n| stage.crash(*n));
+    stage.pass(2 * S);
+    let expires = moment(&stage, 12 * S);
+    desire(&stage, owner, json!({"pause": {"id": "p1", "on": true, "expires": expires}}));
+    stage.until(60 * S, "an outcome", |s| told(s, owner, "pause")["id"] == json!("p1"));
+    let said = told(&stage, owner, "pause");
+    assert_eq!(said["outcome"], json!("refused"), "{said}");
+    stage.pass(600 * S);
+    others.iter().for_each(|n| stage.start(*n));
+    stage.pass(30 * S);
+    let paused = stage.record().and_then(|record| record.paused.clone());
+    assert_eq!(paused, None, "the cloud was told: {said}");
+}
+
+#[test]
+fn a_handover_that_failed_is_not_told_as_done() {
+    let (mut stage, owner) = running(commanded());
+    settled(&mut stage, 10 * S);
+    let (target, at) = ((owner + 1) % 3, (owner + 2) % 3);
+    let expires = moment(&stage, 3600 * S);
+    let to = stage.devices[target].id.to_string();
+    desire(&stage, at, json!({"transfer": {"id": "t1", "to": to, "expires": expires}}));
+    stage.until(20 * S, "it begins", |s| s.record().is_some_and(|r| r.handover.is_some()));
+    stage.crash(target);
+    stage.until(120 * S, "an outcome", |s| told(s, at, "transfer")["id"] == json!("t1"));
+    let said = told(&stage, at, "transfer");
+    assert_ne!(stage.running(), Some(target));
+    assert_eq!(said["outcome"], json!("refused"), "{said}");
+}

@@ -89,6 +89,8 @@ pub struct Setup {
     pub witnesses: Vec<usize>,
     /// Each device has an edgeHub, through which its sidecar's module talks to the hub.
     pub edge: bool,
+    /// What the cloud may ask of the site, as `hub.commands` has it.
+    pub commands: Vec<String>,
 }
 
 impl Default for Setup {
@@ -104,6 +106,7 @@ impl Default for Setup {
             refresh: Duration::from_secs(30),
             witnesses: Vec::new(),
             edge: false,
+            commands: vec!["status".into(), "why".into()],
         }
     }
 }
@@ -161,7 +164,7 @@ impl Stage {
             };
             let own = device.clone();
             let on =
-                Site1 { site: site.clone(), net: net.clone(), n, refresh: setup.refresh, seed: dice.throw() };
+                Site1 { site: site.clone(), net: net.clone(), n, refresh: setup.refresh, commands: setup.commands.clone(), seed: dice.throw() };
             sim.host(dice.throw(), move || Box::pin(life(own.clone(), on.clone())));
             devices.push(device);
         }

@@ -111,4 +111,19 @@ mod tests {
         handled.note(once(2, u64::MAX, 0), Epoch::ZERO);
         assert_eq!(handled.0[1].expires_unix_ms, u64::MAX);
     }
+
+    /// A device without a battery for its clock believes that it is 1970 until it hears otherwise, which on a site without
+    /// internet may be never.
+    #[test]
+    fn a_clock_that_was_reset_does_not_lock_out_the_person_on_site() {
+        const YEAR: u64 = 365 * 24 * 3600 * 1000;
+        let mut handled = Handled::default();
+        // Once a week for five years, each long expired when the next comes.
+        for id in 0..HANDLED_MAX {
+            let at = 55 * YEAR + id as u64 * YEAR / 52;
+            assert_eq!(handled.has_room(once(id as u64, at, 0)), Ok(()));
+            handled.note(once(id as u64, at, 0), Epoch::ZERO);
+        }
+        assert_eq!(handled.has_room(once(900, 60_000, 0)), Ok(()), "resume, at a minute past 1970");
+    }
 }

@@ -237,4 +237,26 @@ mod tests {
         later.flag.epoch = 2;
         assert_eq!(plan(&later, &twin), Step::Ahead(3));
     }
+
+    /// An edgeHub may answer a reading with what the cloud had before its next push. Whatever it pushes then, a flag of one
+    /// epoch is never made of parts of two.
+    #[test]
+    fn no_flag_is_mixed_of_what_was_stored_and_what_was_read() {
+        let report = |wanted: &Reported, twin: &Properties| match plan(wanted, twin) {
+            Step::Report { patch, .. } => patch,
+            other => panic!("{other:?}"),
+        };
+        let owns = |epoch| said(epoch, true, 3, None, json!({}));
+        let mut cloud = Properties::new();
+        merge(&mut cloud, &report(&owns(5), &Properties::new()));
+        let mut released = said(5, false, 3, None, json!({}));
+        released.flag.leader = String::new();
+        let stored = report(&released, &cloud);
+        // The sidecar restarts, reads what the cloud has, and owns again.
+        let next = report(&owns(6), &cloud);
+        merge(&mut cloud, &stored);
+        merge(&mut cloud, &next);
+        let seen = FlagPath::default().read(&cloud);
+        assert_eq!((seen.epoch, seen.active), (6, true), "{cloud:?}");
+    }
 }

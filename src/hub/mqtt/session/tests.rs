@@ -395,3 +395,22 @@ proptest! {
         });
     }
 }
+
+/// The gate looks at the lease right before it sends. What waits for its turn while nothing moves must not leave once whoever
+/// sent it has given up: by then another device may own.
+#[tokio::test(start_paused = true)]
+async fn what_its_sender_has_given_up_does_not_leave_later() {
+    let (mut server, mut connected) = linked(false).await;
+    let link = connected.link.clone();
+    let long = Message { body: vec![b'x'; 100_000].into(), ..Message::default() };
+    let late = Message { body: Bytes::from_static(b"late"), ..Message::default() };
+    let both = async { tokio::join!(link.send("out", &long), link.send("out", &late)) };
+    // The other side takes in nothing for a while, and the lease ends.
+    let given_up = meanwhile(&mut connected, tokio::time::timeout(Duration::from_secs(1), both)).await;
+    assert!(given_up.is_err());
+    let first = meanwhile(&mut connected, server.published()).await;
+    assert_eq!(first.payload.len(), 100_000);
+    let next = tokio::time::timeout(Duration::from_secs(5), server.published());
+    let next = meanwhile(&mut connected, next).await;
+    assert!(next.is_err(), "{:?} left", next.map(|publish| publish.payload));
+}
