@@ -381,3 +381,18 @@ proptest! {
         }
     }
 }
+
+/// A twin takes no text of more than 4 KiB, and refuses the whole patch: then it does not show who owns either. On a site of
+/// many devices, all drained with long reasons, a refusal names each of them.
+#[tokio::test]
+async fn no_refusal_is_too_long_for_a_twin() {
+    let each = format!("edge-01 is drained by IoT Hub twin: {}", "r".repeat(REASON_MAX));
+    let site = Told::refusing(Refusal::Unfit(format!(
+        "no other device can take over: {}",
+        vec![each; 15].join("; ")
+    )));
+    let outcome = call(&site, &all(), "drain", with(json!({"device": "edge-16"}))).await;
+    let said = outcome.reported(NOW).expect("something to keep");
+    let length = said["drain"]["reason"].as_str().map_or(0, str::len);
+    assert!(length <= crate::hub::twin::TEXT_MAX, "{length} bytes");
+}
