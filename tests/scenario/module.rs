@@ -215,3 +215,30 @@ fn a_handover_that_failed_is_not_told_as_done() {
     assert_ne!(stage.running(), Some(target));
     assert_eq!(said["outcome"], json!("refused"), "{said}");
 }
+
+/// A device without the cloud becomes the owner, loses its power and with it the ownership, and comes back to a cloud that
+/// its edgeHub reaches again: what that has stored meanwhile is pushed together with what the sidecar says now. `Stage`
+/// checks that no two say that they own at one epoch.
+#[test]
+fn what_an_edgehub_has_stored_claims_no_epoch_of_another() {
+    let (mut stage, owner) = running(Setup { edge: true, ..Setup::default() });
+    settled(&mut stage, 10 * S);
+    let next = (owner + 1) % 3;
+    let module = stage.hub.modules[next].clone();
+    module.cut_off_the_cloud(true);
+    stage.transfer(next);
+    stage.until(2 * S, "it owns", |s| s.running() == Some(next));
+    stage.pass(2 * S);
+    stage.crash(next);
+    another_runs(&mut stage, bound(), next);
+    stage.pass(10 * S);
+    // The edgeHub takes longer to start than the sidecar does.
+    module.cut(true);
+    module.cut_off_the_cloud(false);
+    stage.start(next);
+    stage.pass(5 * S);
+    assert_eq!(stage.knows(next), 3);
+    module.cut(false);
+    stage.pass(60 * S);
+    assert!(stage.modules_agree());
+}
