@@ -170,7 +170,11 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
     };
     let node =
         Node::start(on.site.clone(), device.id.clone(), environment).await.map_err(|e| e.to_string())?;
-    let settings = quorate::hub::Settings { refresh: on.refresh, commands: on.commands.clone(), ..quorate::hub::Settings::default() };
+    let settings = quorate::hub::Settings {
+        refresh: on.refresh,
+        commands: on.commands.clone(),
+        ..quorate::hub::Settings::default()
+    };
     let _state = node.mirror(Arc::new(device.line.clone()), settings.clone(), dice.split());
     let (face, ends) = node.module(Arc::new(device.module.clone()), &settings, dice.split());
     let node = Arc::new(node);

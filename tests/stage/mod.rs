@@ -163,8 +163,14 @@ impl Stage {
                 store,
             };
             let own = device.clone();
-            let on =
-                Site1 { site: site.clone(), net: net.clone(), n, refresh: setup.refresh, commands: setup.commands.clone(), seed: dice.throw() };
+            let on = Site1 {
+                site: site.clone(),
+                net: net.clone(),
+                n,
+                refresh: setup.refresh,
+                commands: setup.commands.clone(),
+                seed: dice.throw(),
+            };
             sim.host(dice.throw(), move || Box::pin(life(own.clone(), on.clone())));
             devices.push(device);
         }
