@@ -434,6 +434,13 @@ impl Stage {
         })
     }
 
+    /// Whom a device has asked, as the owner, to mirror in its place.
+    pub fn mirrors_for(&self, n: usize) -> Option<usize> {
+        let roster = self.roster(n)?;
+        let through = (*roster.word().borrow()).filter(|word| word.from == roster.node)?.through?;
+        roster.device_of(through).map(|device| self.index(&device))
+    }
+
     /// Waits until the twins show the present owner.
     pub fn twins_follow(&mut self, limit: Duration) -> Duration {
         self.until(limit, "the twins show the owner", Stage::twins_agree)
