@@ -109,7 +109,7 @@ impl Default for Setup {
             refresh: Duration::from_secs(30),
             witnesses: Vec::new(),
             edge: false,
-            commands: Vec::new(),
+            commands: quorate::hub::Settings::default().commands,
         }
     }
 }
