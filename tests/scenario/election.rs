@@ -122,6 +122,5 @@ fn nobody_waits_for_a_witness_that_has_led() {
     late.iter().for_each(|n| stage.start(*n));
     stage.until(20 * S, "the witness has led", |s| vote(s) > before && vote(s).is_some_and(|v| v.committed));
     stage.start(knows);
-    let limit = stage.site.timing.refusal() + bound();
-    stage.until(limit, "another device owns", |s| s.running().is_some());
+    stage.until(3 * S, "another device owns", |s| s.running().is_some());
 }
