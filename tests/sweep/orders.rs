@@ -103,7 +103,7 @@ impl Trial {
             _ => Want::Transfer,
         };
         let (way, stale, late) =
-            (self.dice.throw() % 3, self.dice.throw() % 5 == 0, self.dice.throw() % 5 == 0);
+            (self.dice.throw() % 3, self.dice.throw().is_multiple_of(5), self.dice.throw().is_multiple_of(5));
         let now = self.stage.sim.elapsed();
         self.orders.given += 1;
         self.orders.settled = now + VALID + UNDER_WAY;
