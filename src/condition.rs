@@ -155,7 +155,7 @@ conditions! {
     /// A twin shows an epoch that this site has not reached.
     TwinAhead = "twin.ahead", Critical,
         "A twin shows a higher epoch than this site has reached; the mirror does not overwrite it.",
-        "Find out who wrote it: another site with the same devices, or a site restored from an old backup. The next ownership of this site will be above it.";
+        "Find out who wrote it: another site with the same devices, or a site restored from an old backup. The next ownership of this site will be above it, and then the twins are written again: `quorate transfer` begins one.";
     /// A twin shows an epoch that cannot be right.
     TwinImplausible = "twin.implausible", Critical,
         "A twin shows an epoch so far above this site's that no site can have reached it; the mirror neither believes nor overwrites it.",

@@ -37,7 +37,9 @@ use crate::{clock::Clock, timing::Fault};
 
 const API_VERSION: &str = "2021-04-12";
 /// A twin at all of the hub's limits, with its metadata, stays well below this.
-const ANSWER_MAX: usize = 2 * 1024 * 1024;
+const ANSWER_MAX: usize = 1024 * 1024;
+/// A body from this length on is read beside the loops, which keep a lease alive meanwhile.
+const AT_ONCE_MAX: usize = 64 * 1024;
 /// How long a knock waits for the door: longer than a satellite takes.
 const KNOCK: Duration = Duration::from_secs(2);
 /// Wall clocks further apart than this are worth a hint; the hub itself allows five minutes.
@@ -152,7 +154,12 @@ impl RestHub {
         }
         let body = change.map(|change| change.to_json().to_string());
         let (_, body) = self.ask(method, &path, headers, body, &target.to_string(), ANSWER_MAX).await?;
-        twin(&body, target)
+        if body.len() < AT_ONCE_MAX {
+            return twin(&body, target);
+        }
+        let target = target.clone();
+        let read = tokio::task::spawn_blocking(move || twin(&body, &target)).await;
+        read.unwrap_or_else(|e| Err(Error::NotTheHub(format!("its twin could not be read: {e}"))))
     }
 
     /// One request, and the headers and body of a 200. `about` names the identity that a 404 is about; a body longer than

@@ -5,6 +5,7 @@
 
 use std::{sync::PoisonError, time::Duration};
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::door::NodeDoor;
@@ -23,6 +24,8 @@ use crate::{
 
 /// How long a proposal or a claim may take until whoever asked is told that it is not known what became of it.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long a member has to answer that it is there.
+const ASKED: Duration = Duration::from_millis(500);
 
 impl NodeDoor {
     fn record(&self) -> std::sync::Arc<Record> {
@@ -81,12 +84,30 @@ impl NodeDoor {
         Err(Refusal::Unfit(format!("no other device can take over: {}", refusals.join("; "))))
     }
 
+    /// An order that a leader without a majority takes in could take effect long after whoever gave it was told that it
+    /// had not. Who was not heard a moment ago is asked.
+    async fn hears_a_quorum(&self) -> Result<(), Refusal> {
+        let (group, clock) = (&self.node.group, self.node.clock());
+        let recent = group.timing().refusal();
+        let roster = group.roster();
+        if !roster.hears_a_quorum(clock.now(), recent) {
+            let others = roster.site.members.iter().filter(|member| member.device != roster.me);
+            join_all(others.map(|member| group.greet(&member.device, ASKED))).await;
+        }
+        match roster.hears_a_quorum(clock.now(), recent.max(ASKED * 2)) {
+            true => Ok(()),
+            false => Err(Refusal::NotNow("this device does not hear from a majority of the site".into())),
+        }
+    }
+
     async fn fulfil(&self, wish: Wish) -> Result<Fulfilled, Refusal> {
         let mut watch = self.node.group.record();
         let before = watch.borrow_and_update().record.clone();
         if let Some(epoch) = wish.id.and_then(|id| before.executed(id)) {
-            return Ok(Fulfilled { repeated: true, epoch, owner: None });
+            let owner = done_before(&wish.order, &before, epoch)?;
+            return Ok(Fulfilled { repeated: true, epoch, owner });
         }
+        self.hears_a_quorum().await?;
         if let Some(base) = wish.base.filter(|base| *base != before.epoch) {
             return Err(Refusal::Stale(command::Refusal::Superseded { now: before.epoch, base }.to_string()));
         }
@@ -192,6 +213,31 @@ impl NodeDoor {
             }
             Order::Timing(least) => (Command::LimitTiming(LimitTiming { order, least }), Then::Nothing),
         })
+    }
+}
+
+/// What came of an order that was executed at `epoch`: who owns now, if it was about that.
+///
+/// # Errors
+/// A handover that came to nothing, or is still under way.
+fn done_before(order: &Order, record: &Record, epoch: Epoch) -> Result<Option<DeviceId>, Refusal> {
+    let Order::Transfer(to) = order else { return Ok(None) };
+    let owner = record.owner.as_ref().map(|owner| owner.device.clone());
+    if record.epoch > epoch.next().unwrap_or(epoch) {
+        // Others have owned since, and who was the first of them is not known any more.
+        return Ok(None);
+    }
+    match (owner, to) {
+        _ if record.is_handing_over() => Err(Refusal::Unconfirmed("the handover is under way".into())),
+        (Some(owner), _) if record.epoch == epoch => {
+            Err(Refusal::Stale(format!("the handover came to nothing: {owner} goes on")))
+        }
+        (Some(owner), Some(to)) if owner != *to => {
+            let why = "it did not take over in time, or another handover came between";
+            Err(Refusal::Stale(format!("{owner} owns now, not {to}: {why}")))
+        }
+        (Some(owner), _) => Ok(Some(owner)),
+        (None, _) => Err(Refusal::Unconfirmed("nobody owns now".into())),
     }
 }
 

@@ -3,7 +3,7 @@
 //! What is said is built from the record, which is agreed, and from this device's own report. Commands go through the same
 //! corridor as everybody's (`reconcile/commands.rs`); nothing else that comes in here can move an ownership.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use serde_json::Value;
@@ -232,9 +232,10 @@ impl NodeDoor {
         mut desired: watch::Receiver<Option<Desired>>,
         outcomes: &watch::Sender<Properties>,
     ) {
+        let mut begun = BTreeSet::new();
         loop {
             let wanted = desired.borrow_and_update().clone();
-            let mut open = false;
+            let (mut open, mut still) = (false, BTreeSet::new());
             if let Some(Desired { properties, commands: said, .. }) = wanted {
                 for request in commands::desired(properties.get(KEY).unwrap_or(&Value::Null)) {
                     let mut known = said.clone();
@@ -242,13 +243,19 @@ impl NodeDoor {
                     if is_answered(&request, &Value::Object(known)) {
                         continue;
                     }
-                    let outcome = execute(self, allowed, self.node.clock.wall_ms(), request).await;
-                    open |= !outcome.is_final();
-                    if outcome.is_final() {
-                        self.note(&outcome, outcomes);
+                    let number = request.as_ref().ok().map(commands::Request::number);
+                    let before = number.is_some_and(|number| begun.contains(&number));
+                    let request = request.map(|request| request.tried(before));
+                    let wall_ms = self.node.clock.wall_ms();
+                    let outcome = execute(self, allowed, wall_ms, request).await;
+                    still.extend(number.filter(|_| outcome.is_begun()));
+                    match outcome.is_final() {
+                        true => note(outcome.reported(wall_ms), outcomes),
+                        false => open = true,
                     }
                 }
             }
+            begun = still;
             tokio::select! {
                 Ok(()) = desired.changed() => {}
                 () = tokio::time::sleep(AGAIN), if open => {}
@@ -280,18 +287,13 @@ impl NodeDoor {
     async fn answer_call(&self, allowed: &Allowed, call: Call, outcomes: &watch::Sender<Properties>) {
         let Call { link, id, method, payload } = call;
         let request = commands::method(&method, &payload);
-        let outcome = execute(self, allowed, self.node.clock.wall_ms(), request).await;
+        let wall_ms = self.node.clock.wall_ms();
+        let outcome = execute(self, allowed, wall_ms, request).await;
         if outcome.is_final() {
-            self.note(&outcome, outcomes);
+            note(outcome.reported_of_method(wall_ms), outcomes);
         }
         if let Err(error) = link.answer(&id, outcome.status(), &outcome.reply()).await {
             tracing::debug!(method, %error, "the answer to a call from the cloud did not leave");
-        }
-    }
-
-    fn note(&self, outcome: &commands::Outcome, outcomes: &watch::Sender<Properties>) {
-        if let Some(Value::Object(said)) = outcome.reported(self.node.clock.wall_ms()) {
-            outcomes.send_modify(|all| merge(all, &said));
         }
     }
 
@@ -317,5 +319,12 @@ impl NodeDoor {
                 return;
             }
         }
+    }
+}
+
+/// What became of a request, for the twin.
+fn note(said: Option<Value>, outcomes: &watch::Sender<Properties>) {
+    if let Some(Value::Object(said)) = said {
+        outcomes.send_modify(|all| merge(all, &said));
     }
 }

@@ -176,7 +176,7 @@ fn stretch(vitals: &Vitals, s: &Situation<'_>, steady: Duration) -> Option<(u32,
     }
     let widest = s.configured.stretch_max() * CONFIGURED;
     let least = s.least.clamp(CONFIGURED, widest.max(CONFIGURED));
-    if now < least {
+    if now < least && s.configured.stretched(least) != *s.timing {
         return Some((least, "a person asked for no less".into()));
     }
     let wider = now.saturating_mul(2).min(widest);

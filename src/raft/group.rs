@@ -129,7 +129,12 @@ pub(crate) struct Proposer(Raft);
 
 impl Proposer {
     /// Commits and applies a command. Waits as long as it takes.
+    ///
+    /// What no follower would take is refused before it is in the log, from which nothing can be taken out again.
     pub(crate) async fn propose_here(&self, command: Command) -> Result<Outcome, ProposeError> {
+        let json = serde_json::to_vec(&command).map_err(|e| ProposeError::Refused(e.to_string()))?;
+        super::peer::plausible::command(&json)
+            .map_err(|status| ProposeError::Refused(status.message().to_owned()))?;
         match self.0.client_write(command).await {
             Ok(reply) => Ok(reply.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(ProposeError::NoLeader),

@@ -23,6 +23,8 @@ use crate::{
 
 /// The longest reason that is kept, in bytes.
 pub const REASON_MAX: usize = 256;
+/// The longest reason that a twin is told, in bytes: one value too long, and the hub refuses all that is said with it.
+const TOLD_MAX: usize = 512;
 /// A command from the cloud is valid for at most so long.
 const VALID_MAX_MS: u64 = 7 * 24 * 3600 * 1000;
 /// The first moment of 2024: no clock that is right shows less.
@@ -137,6 +139,8 @@ pub struct Request {
     site: Option<String>,
     reason: String,
     actor: &'static str,
+    /// An earlier attempt was begun, and what became of it is not known.
+    begun: bool,
 }
 
 impl Request {
@@ -145,8 +149,14 @@ impl Request {
         self.verb
     }
 
+    /// The same, and whether an earlier attempt at it was begun ([`Outcome::is_begun`]).
+    #[must_use]
+    pub fn tried(self, begun: bool) -> Request {
+        Request { begun, ..self }
+    }
+
     /// The number by which the record knows a repeat.
-    fn number(&self) -> u64 {
+    pub fn number(&self) -> u64 {
         let hash = digest::digest(&digest::SHA256, format!("{}\0{}", self.verb, self.id).as_bytes());
         hash.as_ref().iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
     }
@@ -183,6 +193,8 @@ pub struct Outcome {
     reason: String,
     epoch: Epoch,
     answer: Option<Value>,
+    /// Something was proposed, and what became of it is not known.
+    begun: bool,
 }
 
 impl Outcome {
@@ -198,6 +210,11 @@ impl Outcome {
         self.status != 503
     }
 
+    /// Whether it was begun, and what became of it is not known: it may take effect later, even after it has expired.
+    pub fn is_begun(&self) -> bool {
+        self.begun
+    }
+
     /// The payload of a direct method's answer: the document asked for, or `{"outcome", "reason", "epoch"}`.
     pub fn reply(&self) -> Value {
         let Outcome { said, reason, epoch, answer, .. } = self;
@@ -209,9 +226,20 @@ impl Outcome {
     /// something that has no name.
     pub fn reported(&self, wall_ms: u64) -> Option<Value> {
         let verb = self.verb.filter(|verb| !verb.asks())?;
+        Some(json!({ key(verb): self.told(wall_ms) }))
+    }
+
+    /// The same for a direct method, `method_<key>`: it must not hide what became of a desired property, which would then
+    /// be executed anew.
+    pub fn reported_of_method(&self, wall_ms: u64) -> Option<Value> {
+        let verb = self.verb.filter(|verb| !verb.asks())?;
+        Some(json!({ format!("method_{}", key(verb)): self.told(wall_ms) }))
+    }
+
+    fn told(&self, wall_ms: u64) -> Value {
         let Outcome { id, said, reason, epoch, .. } = self;
         let at = wall::rfc3339(wall_ms);
-        Some(json!({ key(verb): {"id": id, "outcome": said, "reason": reason, "epoch": epoch, "at": at} }))
+        json!({"id": id, "outcome": said, "reason": cut(reason), "epoch": epoch, "at": at})
     }
 }
 
@@ -233,6 +261,7 @@ pub async fn execute(
         reason,
         epoch: corridor.epoch(),
         answer: None,
+        begun: false,
     };
     let request = match request {
         Ok(request) => request,
@@ -254,11 +283,16 @@ pub async fn execute(
         return Outcome { answer: Some(answer), ..outcome(verb, "", 200, "done", String::new()) };
     };
     let number = request.number();
-    if let Some(epoch) = corridor.executed(number) {
-        return Outcome { epoch, ..outcome(verb, &id, 200, "repeated", String::new()) };
-    }
-    if let Err((status, reason)) = in_time(request.expires_unix_ms, wall_ms) {
-        return refused(status, reason);
+    if corridor.executed(number).is_none()
+        && let Err((status, reason)) = in_time(request.expires_unix_ms, wall_ms)
+    {
+        return match request.begun && status == 409 {
+            true => {
+                let reason = format!("{reason}; it was begun before, and may still take effect");
+                outcome(verb, &id, status, "unconfirmed", reason)
+            }
+            false => Outcome { begun: request.begun, ..refused(status, reason) },
+        };
     }
     tracing::info!(id, "{} asks for {}", request.actor, request.verb);
     let wish = Wish {
@@ -282,9 +316,15 @@ pub async fn execute(
                 Refusal::Stale(_) => 409,
                 Refusal::NotNow(_) | Refusal::Unconfirmed(_) => 503,
             };
-            refused(status, refusal.to_string())
+            let begun = request.begun || matches!(refusal, Refusal::Unconfirmed(_));
+            Outcome { begun, ..refused(status, refusal.to_string()) }
         }
     }
+}
+
+/// As much of a reason as a twin takes.
+fn cut(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(TOLD_MAX)]
 }
 
 fn in_time(expires: u64, now: u64) -> Result<(), (u16, String)> {

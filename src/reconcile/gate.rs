@@ -150,9 +150,17 @@ impl GateLoop {
                 link.send(&output, &message).await?;
                 link.settle(number).await
             };
-            match sent.await {
-                Ok(()) => Fate::Forwarded,
-                Err(error) => {
+            let mut lease = held.clone();
+            let sent = tokio::select! {
+                biased;
+                sent = sent => Some(sent),
+                // What still waits for its turn then does not leave any more.
+                _ = lease.wait_for(|held| held.as_ref().map(|held| held.epoch) != Some(epoch)) => None,
+            };
+            match sent {
+                Some(Ok(())) => Fate::Forwarded,
+                None => Fate::Failed,
+                Some(Err(error)) => {
                     tracing::debug!(%error, "a message of the workload was not taken; it comes again");
                     Fate::Failed
                 }

@@ -249,7 +249,7 @@ impl LeaseLoop {
         let roster = self.group.roster();
         let timing = self.group.timing();
         let asked = self.clock.now();
-        if state.is_hopeless(asked, &timing) && !self.hears_a_quorum(asked) {
+        if state.is_hopeless(asked, &timing) && !roster.hears_a_quorum(asked, timing.hold()) {
             for member in &roster.site.members {
                 let (group, device) = (self.group.clone(), member.device.clone());
                 self.group.spawn(async move {
@@ -269,16 +269,6 @@ impl LeaseLoop {
         self.meter.note(|v| v.questions(asked, others, 0));
         self.group.renew(question, &state.echoes, answers);
         asked
-    }
-
-    fn hears_a_quorum(&self, now: Moment) -> bool {
-        let roster = self.group.roster();
-        let recent = self.group.timing().hold();
-        let contacts = roster.contacts();
-        let heard = |node: &NodeId| contacts.get(node)?.heard;
-        roster.members().is_quorum(|node| {
-            *node == roster.node || heard(node).is_some_and(|heard| now.since(heard) < recent)
-        })
     }
 
     async fn answered(&self, state: &mut State, answer: &Renewed) {

@@ -344,6 +344,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 let _ = reply.send(());
                 Ok(())
             }
+            // Whoever gave up may have lost the right to say it.
+            Order::Deliver { reply, .. } if reply.is_closed() => Ok(()),
             Order::Deliver { topic, body, reply } => {
                 self.acks.retain(|_, waits| !waits.is_closed());
                 if self.acks.len() < WAITING {

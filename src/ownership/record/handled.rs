@@ -1,8 +1,9 @@
 //! Which commands of people and programs have been executed, so that a repeat is answered and not executed again.
 //!
-//! A command is remembered until no repeat of it can be accepted any more, and forgotten only to make room: clocks that
+//! A command that says until when it may be repeated is remembered until then, and forgotten only to make room: clocks that
 //! run ahead would forget too early otherwise. There is no clock here; the moment is that of the command that needs
-//! the room. What was refused is deliberately not remembered.
+//! the room. One that says nothing of it, as a person's on site, makes room for newer ones when it is the oldest: no clock
+//! that is wrong locks that person out. What was refused is deliberately not remembered.
 
 use std::collections::VecDeque;
 
@@ -18,14 +19,20 @@ pub const HANDLED_MAX: usize = 256;
 /// How many of them are spared for commands that nobody keeps, so that programs which send many long-lived ones do not
 /// lock out the person on site.
 pub const HANDLED_SPARE: usize = 64;
-/// For how long a command is remembered that says nothing of it: longer than anybody on site tries again.
-const KEPT_FOR_MS: u64 = 10 * 60 * 1000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Executed {
     id: u64,
     epoch: Epoch,
+    /// 0 if it says nothing of it.
     expires_unix_ms: u64,
+}
+
+impl Executed {
+    /// Whether it may be repeated, by the clock of whoever asks.
+    fn is_kept(&self, at_unix_ms: u64) -> bool {
+        self.expires_unix_ms > at_unix_ms
+    }
 }
 
 /// The commands that were executed, the oldest first.
@@ -42,9 +49,8 @@ impl Handled {
     /// # Errors
     /// [`Refusal::TooManyCommands`]: all that are remembered may still be repeated.
     pub(super) fn has_room(&self, once: Once) -> Result<(), Refusal> {
-        let spare = if once.expires_unix_ms == 0 { 0 } else { HANDLED_SPARE };
-        let held = self.0.iter().filter(|executed| executed.expires_unix_ms > once.at_unix_ms).count();
-        if held + spare < HANDLED_MAX {
+        let held = self.0.iter().filter(|executed| executed.is_kept(once.at_unix_ms)).count();
+        if once.expires_unix_ms == 0 || held + HANDLED_SPARE < HANDLED_MAX {
             return Ok(());
         }
         Err(Refusal::TooManyCommands { held: u32::try_from(held).unwrap_or(u32::MAX) })
@@ -52,12 +58,16 @@ impl Handled {
 
     /// Remembers that it was executed. There has to be room.
     pub(super) fn note(&mut self, once: Once, epoch: Epoch) {
-        if self.0.len() >= HANDLED_MAX {
-            self.0.retain(|executed| executed.expires_unix_ms > once.at_unix_ms);
+        let Once { id, at_unix_ms, expires_unix_ms } = once;
+        let long = self.0.iter().filter(|executed| executed.expires_unix_ms > 0).count();
+        if expires_unix_ms > 0 && long + HANDLED_SPARE >= HANDLED_MAX {
+            self.0.retain(|executed| executed.expires_unix_ms == 0 || executed.is_kept(at_unix_ms));
         }
-        let least = once.at_unix_ms.saturating_add(KEPT_FOR_MS);
-        let expires_unix_ms = once.expires_unix_ms.max(least);
-        self.0.push_back(Executed { id: once.id, epoch, expires_unix_ms });
+        if self.0.len() >= HANDLED_MAX {
+            let oldest = self.0.iter().position(|executed| executed.expires_unix_ms == 0);
+            self.0.remove(oldest.unwrap_or(0));
+        }
+        self.0.push_back(Executed { id, epoch, expires_unix_ms });
     }
 
     #[cfg(test)]
@@ -86,9 +96,9 @@ mod tests {
     #[test]
     fn nothing_that_may_be_repeated_is_forgotten() {
         const WEEK: u64 = 7 * 24 * 3600 * 1000;
-        let mut handled = full(WEEK, 0);
-        let refused = Err(Refusal::TooManyCommands { held: 256 });
-        assert_eq!(handled.has_room(once(900, WEEK - 1, 0)), refused);
+        let mut handled = full(WEEK, HANDLED_SPARE);
+        let refused = Err(Refusal::TooManyCommands { held: 192 });
+        assert_eq!(handled.has_room(once(900, WEEK - 1, WEEK + 1)), refused);
         assert_eq!(handled.has_room(once(900, WEEK, WEEK + 1)), Ok(()));
         assert!(handled.first(3).is_some(), "kept until the room is needed");
         handled.note(once(900, WEEK, WEEK + 1), Epoch::ZERO);
@@ -97,19 +107,15 @@ mod tests {
 
     #[test]
     fn long_lived_commands_do_not_lock_out_short_lived_ones() {
-        let handled = full(u64::MAX, HANDLED_SPARE);
+        let mut handled = full(u64::MAX, HANDLED_SPARE);
         let (kept, local) = (once(900, 5, 9), once(900, 5, 0));
         assert_eq!(handled.has_room(kept), Err(Refusal::TooManyCommands { held: 192 }));
         assert_eq!(handled.has_room(local), Ok(()));
-    }
-
-    #[test]
-    fn a_command_without_an_end_is_kept_for_ten_minutes() {
-        let mut handled = Handled::default();
-        handled.note(once(1, 1000, 0), Epoch::ZERO);
-        assert_eq!(handled.0[0].expires_unix_ms, 601_000);
-        handled.note(once(2, u64::MAX, 0), Epoch::ZERO);
-        assert_eq!(handled.0[1].expires_unix_ms, u64::MAX);
+        for id in 900..1000 {
+            handled.note(once(id, 5, 0), Epoch::ZERO);
+        }
+        assert_eq!(handled.len(), HANDLED_MAX);
+        assert!(handled.first(0).is_some() && handled.first(935).is_none() && handled.first(936).is_some());
     }
 
     /// A device without a battery for its clock believes that it is 1970 until it hears otherwise, which on a site without

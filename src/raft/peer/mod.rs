@@ -8,7 +8,7 @@
 
 pub mod client;
 pub(crate) mod line;
-mod plausible;
+pub(super) mod plausible;
 mod porter;
 pub mod probation;
 pub mod server;
@@ -311,6 +311,15 @@ impl Roster {
     /// What is known of each other node that was heard or called.
     pub fn contacts(&self) -> BTreeMap<NodeId, Contact> {
         self.seen().members.clone()
+    }
+
+    /// Whether a majority was heard at most `recent` before `now`, this member included.
+    pub fn hears_a_quorum(&self, now: Moment, recent: Duration) -> bool {
+        let contacts = self.contacts();
+        let heard = |node: &NodeId| contacts.get(node)?.heard;
+        self.members().is_quorum(|node| {
+            *node == self.node || heard(node).is_some_and(|heard| now.since(heard) < recent)
+        })
     }
 
     /// Who was refused lately.

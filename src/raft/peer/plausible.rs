@@ -99,7 +99,7 @@ pub(super) fn snapshot(message: &SnapshotRequest, caller: NodeId, own_term: u64)
 }
 
 /// A command, by its size alone.
-pub(super) fn command(json: &[u8]) -> Result<(), Status> {
+pub(in crate::raft) fn command(json: &[u8]) -> Result<(), Status> {
     check(json.len() <= COMMAND_MAX, "the command is too long")
 }
 

@@ -114,6 +114,7 @@ fn question(verb: Verb) -> Request {
         site: None,
         reason: String::new(),
         actor: "",
+        begun: false,
     }
 }
 
@@ -147,6 +148,7 @@ fn read(
             site: text(fields, "site", 128)?,
             reason: text(fields, "reason", REASON_MAX)?.unwrap_or_default(),
             actor: "",
+            begun: false,
         })
     };
     rest().map_err(|reason| malformed(id.clone(), reason))

@@ -17,6 +17,9 @@ use crate::{
     reconcile::backoff::jittered,
 };
 
+/// The most that desired properties may come to, in bytes of JSON: the hub's 32 KB, with room for how it counts.
+const DESIRED_MAX: usize = 128 * 1024;
+
 /// Why and when a link ended.
 pub(super) struct Ended {
     pub(super) why: Result<(), Error>,
@@ -287,6 +290,11 @@ impl<'a> Session<'a> {
             None | Some(0) => {}
             Some(1) => {
                 merge(&mut twin.desired, patch);
+                if serde_json::to_vec(&twin.desired).map_or(0, |json| json.len()) > DESIRED_MAX {
+                    // No hub holds that much.
+                    self.twin = None;
+                    return Ok(());
+                }
                 twin.desired_version = version;
                 let twin = twin.clone();
                 self.desired(&twin);
