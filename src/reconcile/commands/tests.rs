@@ -61,6 +61,9 @@ impl Corridor for Told {
 
     fn order(&self, wish: Wish) -> BoxFuture<'_, Result<Fulfilled, Refusal>> {
         let epoch = self.epoch();
+        if let Some(epoch) = wish.id.and_then(|id| self.executed(id)) {
+            return Box::pin(async move { Ok(Fulfilled { repeated: true, epoch, owner: None }) });
+        }
         if let Some(id) = wish.id.filter(|_| self.says.is_ok()) {
             self.executed.lock().unwrap_or_else(PoisonError::into_inner).insert(id, epoch);
         }
