@@ -172,7 +172,7 @@ fn a_wish_that_was_refused_for_good_is_not_executed_later() {
     stage.pass(10 * S);
     let payload = json!({"id": "m1", "to": name(&stage, at), "expires": expires});
     let call = Event::Call { id: "1".into(), method: "transfer".into(), payload };
-    assert!(stage.hub.modules[at].push(call));
+    assert!(stage.hub.modules[at].line.push(call));
     stage.until(5 * S, "the method moves it", |s| s.running() == Some(at));
     let epochs = stage.epochs();
     // The twin is read again after half a minute here, after an hour by default.
@@ -224,7 +224,7 @@ fn what_an_edgehub_has_stored_claims_no_epoch_of_another() {
     let (mut stage, owner) = running(Setup { edge: true, ..Setup::default() });
     settled(&mut stage, 10 * S);
     let next = (owner + 1) % 3;
-    let module = stage.hub.modules[next].clone();
+    let module = stage.hub.modules[next].line.clone();
     module.cut_off_the_cloud(true);
     stage.transfer(next);
     stage.until(2 * S, "it owns", |s| s.running() == Some(next));
