@@ -112,10 +112,14 @@ impl NodeDoor {
             return Err(Refusal::Stale(command::Refusal::Superseded { now: before.epoch, base }.to_string()));
         }
         let owner = before.owner.as_ref().map(|owner| owner.device.clone());
+        let order = wish.order.clone();
         let (command, then) = self.command(wish, &before)?;
         let done = match self.node.group.propose(command, LIMIT).await {
             Ok(Outcome::Done { epoch }) => Fulfilled { repeated: false, epoch, owner: None },
-            Ok(Outcome::Repeated { epoch }) => return Ok(Fulfilled { repeated: true, epoch, owner: None }),
+            Ok(Outcome::Repeated { epoch }) => {
+                let owner = done_before(&order, &watch.borrow().record, epoch)?;
+                return Ok(Fulfilled { repeated: true, epoch, owner });
+            }
             Ok(Outcome::Refused(why)) => return Err(refusal(&why)),
             Ok(Outcome::Nothing) => return Err(Refusal::Unconfirmed("the leader said nothing of it".into())),
             Err(e @ ProposeError::NoAnswer) => return Err(Refusal::Unconfirmed(e.to_string())),
@@ -222,22 +226,21 @@ impl NodeDoor {
 /// A handover that came to nothing, or is still under way.
 fn done_before(order: &Order, record: &Record, epoch: Epoch) -> Result<Option<DeviceId>, Refusal> {
     let Order::Transfer(to) = order else { return Ok(None) };
-    let owner = record.owner.as_ref().map(|owner| owner.device.clone());
-    if record.epoch > epoch.next().unwrap_or(epoch) {
-        // Others have owned since, and who was the first of them is not known any more.
-        return Ok(None);
+    if record.is_handing_over() {
+        return Err(Refusal::Unconfirmed("the handover is under way".into()));
     }
-    match (owner, to) {
-        _ if record.is_handing_over() => Err(Refusal::Unconfirmed("the handover is under way".into())),
-        (Some(owner), _) if record.epoch == epoch => {
-            Err(Refusal::Stale(format!("the handover came to nothing: {owner} goes on")))
+    let next = record.history.iter().find(|change| Some(change.epoch) == epoch.next());
+    match (next.map(|change| &change.device), to, &record.owner) {
+        (Some(device), Some(to), _) if device != to => {
+            Err(Refusal::Stale(format!("{device} owned next, not {to}, which did not take over in time")))
         }
-        (Some(owner), Some(to)) if owner != *to => {
-            let why = "it did not take over in time, or another handover came between";
-            Err(Refusal::Stale(format!("{owner} owns now, not {to}: {why}")))
+        (Some(device), ..) => Ok(Some(device.clone())),
+        (None, _, Some(owner)) if record.epoch == epoch => {
+            Err(Refusal::Stale(format!("the handover came to nothing: {} goes on", owner.device)))
         }
-        (Some(owner), _) => Ok(Some(owner)),
-        (None, _) => Err(Refusal::Unconfirmed("nobody owns now".into())),
+        (None, _, None) if record.epoch == epoch => Err(Refusal::Unconfirmed("nobody owns now".into())),
+        // So much has happened since that it is not known any more.
+        (None, ..) => Ok(None),
     }
 }
 
