@@ -9,6 +9,8 @@ mod edge_http;
 #[cfg(feature = "emulator")]
 mod entra;
 #[cfg(feature = "emulator")]
+mod entra_client;
+#[cfg(feature = "emulator")]
 mod fleet;
 #[cfg(feature = "emulator")]
 mod http;

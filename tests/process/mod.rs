@@ -3,6 +3,8 @@
 mod cgroup;
 mod demo;
 mod disk;
+#[cfg(feature = "emulator")]
+mod edge_cli;
 mod fencer;
 mod folders;
 mod footing;
@@ -11,6 +13,8 @@ mod forgery;
 mod hub;
 #[cfg(feature = "emulator")]
 mod hub_trouble;
+#[cfg(feature = "emulator")]
+mod identity;
 mod last_line;
 mod lifecycle;
 mod listeners;
