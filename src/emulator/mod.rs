@@ -27,7 +27,7 @@ mod routes;
 mod wire;
 
 pub use authority::Application;
-pub use edge::{EdgeHub, EdgeOptions};
+pub use edge::{EdgeHub, EdgeOptions, Image};
 pub use mqtt::Message;
 
 use std::{

@@ -10,6 +10,8 @@ mod folders;
 mod footing;
 mod forgery;
 #[cfg(feature = "emulator")]
+mod hostile_broker;
+#[cfg(feature = "emulator")]
 mod hub;
 #[cfg(feature = "emulator")]
 mod hub_trouble;

@@ -168,6 +168,42 @@ fn sidecars_without_any_credential_tell_the_cloud_who_owns() {
 }
 
 #[test]
+fn a_check_tries_the_way_to_the_edgehub_and_leaves_the_link_alone() {
+    let cloud = Cloud::start();
+    let (mut site, owner, epoch) = site(&cloud, "");
+    until("the cloud to know the owner", || (0..3).all(|n| cloud.shows(n, owner, epoch)).then_some(()));
+    let links = cloud.edges[owner].connections();
+    let check = |site: &Site, n: usize| -> Vec<(String, Option<String>)> {
+        let mut check = super::site::quorate();
+        let output = check
+            .args(["check", "--seconds", "1", "--json"])
+            .envs(site.environment(n))
+            .output()
+            .expect("starts");
+        let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let text = |json: &Value| json.as_str().map(str::to_owned);
+        let tried = said["hub"].as_array().expect("a list").iter();
+        tried.map(|tried| (text(&tried["what"]).expect("a text"), text(&tried["error"]))).collect()
+    };
+    let address = cloud.edges[owner].address();
+    let good = [
+        (format!("a signature for the module edge-{}/{MODULE}", owner + 1), None),
+        (format!("MQTT over TLS at {address}"), None),
+    ];
+    assert_eq!(check(&site, owner), good);
+    assert_eq!(cloud.edges[owner].connections(), links, "nobody has introduced itself a second time");
+    assert!(cloud.edges[owner].is_connected(MODULE));
+    // Another module's socket does not sign for this one, and where nobody listens there is no way.
+    let other = cloud.environment(owner, "work");
+    site.tell(owner, "IOTEDGE_WORKLOADURI", other["IOTEDGE_WORKLOADURI"].clone());
+    site.tell(owner, "IOTEDGE_GATEWAYHOSTNAME", loopback().local_addr().expect("an address").to_string());
+    let said = check(&site, owner);
+    assert!(said[0].1.as_ref().is_some_and(|why| why.contains("forbidden")), "{said:?}");
+    assert!(said[1].1.as_ref().is_some_and(|why| why.contains("refused")), "{said:?}");
+    assert_eq!(site.owner(0), (owner, epoch));
+}
+
+#[test]
 fn the_cloud_pauses_and_moves_a_site_that_allows_it() {
     let cloud = Cloud::start();
     let (site, owner, epoch) = site(&cloud, "commands = [\"status\", \"pause\", \"resume\", \"transfer\"]\n");
