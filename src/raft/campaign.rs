@@ -90,7 +90,11 @@ impl Group {
             result = self.elect() => result,
             never = self.keep_turn(&turn, losses) => match never {},
         };
-        if matches!(result, Campaign::Lost { .. }) {
+        // Who may own asks for promises next, and is left alone until it has them. A witness has nothing to ask for: whoever
+        // follows it has what it knew, or is refused until then, and need not wait for the witness's disk.
+        let site = &self.roster.site;
+        let asks_next = site.member(&self.roster.me).is_some_and(|member| member.role.may_own());
+        if result != Campaign::Won || !asks_next {
             self.give_turn_back(turn);
         }
         result

@@ -12,18 +12,13 @@
 //! that was compared, so an owner that is behind cannot overwrite one that is ahead, whatever its internet line.
 
 pub(super) mod away;
+mod knocks;
 mod memory;
 mod plan;
 mod rounds;
 mod state;
 
-use std::{
-    collections::BTreeMap,
-    future::{Future, poll_fn},
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +31,7 @@ use super::backoff::Backoff;
 use crate::{
     clock::Clock,
     hub::{
-        self, BoxFuture, Confirmed, Error, Flag, Published, Retry, Settings, Spots, Target, Twin,
+        self, Confirmed, Error, Flag, Published, Retry, Settings, Spots, Target, Twin,
         error::{ANSWERED_CAP, UNREACHED_CAP},
         flag::Seen,
     },
@@ -49,8 +44,6 @@ pub type Dice = Box<dyn FnMut() -> u64 + Send>;
 const CONFLICTS: u32 = 3;
 /// The longest pause between such writes.
 const CONFLICT_CAP: Duration = Duration::from_secs(10);
-/// So many knocks may wait for an answer at once: one that got lost on the way does not hold up the next.
-const KNOCKS: usize = 4;
 
 /// The loop, with all that it needs.
 pub struct Mirror {
@@ -200,6 +193,7 @@ impl Work {
             }
             Err(error) => Err(error),
         };
+        self.progress.wrote(result.as_ref().err());
         self.learn(target, result)
     }
 
@@ -333,7 +327,7 @@ impl Work {
         self.progress.next_attempt(Some(self.mirror.clock.now() + first));
         self.show();
         {
-            let opens = opens(self.mirror.hub.clone(), away, first, roll);
+            let opens = knocks::opens(self.mirror.hub.clone(), away, first, roll);
             tokio::pin!(opens);
             while self.last.is_some() {
                 tokio::select! {
@@ -469,38 +463,6 @@ enum Next {
     Pause(Duration),
     Knock,
     End,
-}
-
-/// Knocks, the first time after a while, until something opens. Dropping it ends the knocking.
-async fn opens(hub: hub::Handle, away: Away, first: Duration, roll: u64) {
-    let mut knocks: Vec<BoxFuture<'_, Result<(), Error>>> = Vec::new();
-    let mut next = Instant::now() + first;
-    loop {
-        let opened = poll_fn(|cx| {
-            let before = knocks.len();
-            let mut opened = false;
-            knocks.retain_mut(|knock| match knock.as_mut().poll(cx) {
-                Poll::Ready(answer) => {
-                    opened |= answer.is_ok();
-                    false
-                }
-                Poll::Pending => true,
-            });
-            if opened || knocks.len() < before { Poll::Ready(opened) } else { Poll::Pending }
-        });
-        tokio::select! {
-            biased;
-            opened = opened => if opened {
-                return;
-            },
-            () = tokio::time::sleep_until(next) => {
-                if knocks.len() < KNOCKS {
-                    knocks.push(hub.knock());
-                }
-                next = Instant::now() + away.knock(Instant::now(), roll);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

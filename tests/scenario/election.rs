@@ -2,7 +2,7 @@
 
 use quorate::raft::log::{Disk as _, StoredVote};
 
-use super::{S, another_runs, bound, running};
+use super::{MS, S, another_runs, bound, running};
 use crate::stage::{Setup, Stage};
 
 /// Two members with old logs must not keep out the only one that can be elected.
@@ -102,4 +102,25 @@ fn the_only_one_that_can_win_is_many_elections_behind() {
     // A restarted device votes for nobody at first.
     let limit = stage.site.timing.refusal() + bound();
     stage.until(limit, "the one with the newest log owns", |s| s.running() == Some(newest));
+}
+
+/// Only the witness can be elected, and its disk takes long. Once it has led, the others need not wait for its disk.
+#[test]
+fn nobody_waits_for_a_witness_that_has_led() {
+    let (mut stage, owner) = running(Setup { devices: 5, witnesses: vec![4], ..Setup::default() });
+    let others: Vec<usize> = (0..4).filter(|n| *n != owner).collect();
+    let (knows, late) = (others[0], &others[1..]);
+    late.iter().for_each(|n| stage.crash(*n));
+    stage.slow_disk(4, 1500 * MS, false);
+    stage.transfer(knows);
+    another_runs(&mut stage, 20 * S, owner);
+    stage.pass(S);
+    stage.crash(owner);
+    stage.crash(knows);
+    let vote = |stage: &Stage| stage.devices[4].disk.contents().expect("reads").vote;
+    let before = vote(&stage);
+    late.iter().for_each(|n| stage.start(*n));
+    stage.until(20 * S, "the witness has led", |s| vote(s) > before && vote(s).is_some_and(|v| v.committed));
+    stage.start(knows);
+    stage.until(3 * S, "another device owns", |s| s.running().is_some());
 }

@@ -87,6 +87,8 @@ pub(super) struct Progress {
     behind_since: Option<Moment>,
     next_attempt: Option<Moment>,
     trouble: Option<Error>,
+    /// Why the hub takes no writes, although it may answer reads.
+    writes_refused: Option<Error>,
     highest: Option<(u64, Target)>,
     reached: Option<bool>,
     /// What was odd about a twin, and when it was right again.
@@ -113,6 +115,17 @@ impl Progress {
         self.in_sync = all;
         if all {
             self.behind_since = None;
+            self.writes_refused = None;
+        }
+    }
+
+    /// How a write ended: a credential that may only read is refused at each write, and reads between them change nothing
+    /// about that.
+    pub(super) fn wrote(&mut self, error: Option<&Error>) {
+        match error {
+            None => self.writes_refused = None,
+            Some(refused @ Error::Unauthorized { .. }) => self.writes_refused = Some(refused.clone()),
+            Some(_) => {}
         }
     }
 
@@ -120,7 +133,7 @@ impl Progress {
     pub(super) fn silent(&mut self) {
         self.in_sync = false;
         self.behind_since = None;
-        self.trouble = None;
+        (self.trouble, self.writes_refused) = (None, None);
         self.highest = None;
         self.reached = None;
     }
@@ -182,7 +195,7 @@ impl Progress {
         known: &BTreeMap<Target, Known>,
     ) -> MirrorState {
         let mut conditions = Vec::new();
-        if let Some(trouble) = &self.trouble
+        if let Some(trouble) = self.trouble.as_ref().or(self.writes_refused.as_ref())
             && let Some(condition) = trouble.condition()
         {
             conditions.push(Raised::new(condition, trouble.to_string()));

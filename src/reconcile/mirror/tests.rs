@@ -316,8 +316,8 @@ async fn the_wish_to_be_left_alone_is_obeyed() {
     assert_eq!(bench.flags(), [(false, 2), (true, 2), (false, 2)]);
 }
 
-/// Answers every read and fails every write.
-struct ReadOnly(MemoryHub, AtomicUsize);
+/// Answers every read and fails every write like this.
+struct ReadOnly(MemoryHub, AtomicUsize, Error);
 
 impl Hub for ReadOnly {
     fn name(&self) -> &str {
@@ -336,14 +336,15 @@ impl Hub for ReadOnly {
         _: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Twin, Error>> {
         self.1.fetch_add(1, Ordering::SeqCst);
-        Box::pin(async { Err(Error::Unavailable { status: 500, retry_after: None, detail: String::new() }) })
+        Box::pin(async { Err(self.2.clone()) })
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn back_off_grows_to_a_minute_also_when_reads_succeed() {
     let memory = MemoryHub::new(Arc::new(PausedClock(Instant::now())));
-    let door = Arc::new(ReadOnly(memory.clone(), AtomicUsize::new(0)));
+    let fails = Error::Unavailable { status: 500, retry_after: None, detail: String::new() };
+    let door = Arc::new(ReadOnly(memory.clone(), AtomicUsize::new(0), fails));
     let mut bench = Bench::around(memory, |_| door.clone());
     bench.publish(published(Some(1), 1));
     tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -351,6 +352,25 @@ async fn back_off_grows_to_a_minute_also_when_reads_succeed() {
     assert!((60..=140).contains(&tries), "{tries} tries in an hour");
     let state = bench.until(|state| !state.conditions.is_empty()).await;
     assert_eq!(state.conditions[0].name, Condition::HubUnreachable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_that_may_only_read_is_named_until_a_write_goes_through() {
+    let memory = MemoryHub::new(Arc::new(PausedClock(Instant::now())));
+    let fails = Error::Unauthorized { status: 403, detail: "no ServiceConnect".into() };
+    let door = Arc::new(ReadOnly(memory.clone(), AtomicUsize::new(0), fails));
+    let mut bench = Bench::around(memory, |_| door.clone());
+    bench.publish(published(Some(1), 1));
+    let named = |state: &MirrorState| state.conditions.iter().any(|c| c.name == Condition::HubUnauthorized);
+    bench.until(named).await;
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3600) {
+        let state = bench.until(|_| true).await;
+        assert!(named(&state), "the reads between the writes must not end it: {state:?}");
+        tokio::time::timeout(Duration::from_secs(60), bench.state.changed())
+            .await
+            .map_or((), |changed| changed.expect("runs"));
+    }
 }
 
 #[tokio::test(start_paused = true)]
