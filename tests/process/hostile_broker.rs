@@ -316,12 +316,12 @@ fn sidecars_that_meet_them_keep_their_owner_and_their_memory() {
         broker.is(mode);
         until("all to meet it", || (broker.met(mode) >= 3).then_some(()));
     }
-    for n in 0..3 {
+    for (n, before) in before.into_iter().enumerate() {
         let shown = site.reports(n, "a condition of the hub", |r| {
             r.conditions.iter().any(|c| c.name.starts_with("hub."))
         });
         assert!(!shown.hub.in_sync);
-        let grown = peak_kb(site.pid(n)).saturating_sub(before[n]);
+        let grown = peak_kb(site.pid(n)).saturating_sub(before);
         assert!(grown < 32 * 1024, "sidecar {n} grew by {grown} kB");
         assert!(site.runs(n) && !site.log(n).contains("panicked"));
     }
