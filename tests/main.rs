@@ -2,6 +2,9 @@
 #![expect(clippy::expect_used, clippy::disallowed_methods, reason = "tests may")]
 #![expect(unreachable_pub, reason = "the modules of one binary")]
 
+/// What the checks of a promise must notice.
+#[path = "promise/bad_histories.rs"]
+mod bad_histories;
 /// The command line as people meet it: help texts, configuration faults, exit codes.
 mod cli;
 /// One suite per door, against each implementation of it.

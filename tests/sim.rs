@@ -2,6 +2,12 @@
 #![expect(clippy::expect_used, clippy::disallowed_methods, clippy::print_stdout, clippy::print_stderr)]
 #![expect(unreachable_pub, reason = "modules of one binary")]
 
+#[path = "sweep/hub.rs"]
+mod hub;
+#[path = "sweep/orders.rs"]
+mod orders;
+#[path = "sweep/pair.rs"]
+mod pair;
 mod promise;
 #[expect(dead_code, reason = "the stories use the rest")]
 mod stage;
@@ -27,7 +33,8 @@ use trial::{Outcome, Trial};
 /// Simulates whole sites in random trouble and checks every promise at every simulated millisecond.
 ///
 /// Each seed is one site: two, three or five devices and perhaps a witness, one of the timing presets, clocks that drift,
-/// and trouble of all kinds for --seconds; then all trouble ends and an owner is demanded within the bound. Exit code 0 if every promise was kept, 1 if not.
+/// and trouble of all kinds for --seconds; then the site's trouble ends and an owner is demanded within the bound. The hub's goes on
+/// for a while, and the ownership must not move; when it ends too, all twins must say what the record says. Exit code 0 if every promise was kept, 1 if not.
 #[derive(Parser)]
 #[command(name = "cargo sim")]
 struct Options {
@@ -46,6 +53,10 @@ struct Options {
     /// Runs the first seed so often, each time in a process of its own, and demands the same event hash.
     #[arg(long, value_name = "TIMES")]
     same: Option<u64>,
+    /// Runs each seed as a pair instead: the same losses and handovers with a hub in trouble and with one that is well, and demands
+    /// the same ownerships.
+    #[arg(long)]
+    pairs: bool,
     /// Prints the event hash of the first seed, the lines of the product's log included, and nothing else.
     #[arg(long)]
     hash: bool,
@@ -69,7 +80,10 @@ impl Options {
     }
 
     fn replay_command(&self, seed: u64) -> String {
-        format!("cargo sim --replay {seed} --seconds {}", self.seconds)
+        match self.pairs {
+            true => format!("cargo sim --pairs --from {seed} --seeds 1"),
+            false => format!("cargo sim --replay {seed} --seconds {}", self.seconds),
+        }
     }
 }
 
@@ -92,6 +106,25 @@ fn run(seed: u64, trouble: Duration) -> Run {
         .map_err(|_| PANIC.with(|text| text.borrow().clone()));
     let (simulated, bound) = (trial.stage.sim.elapsed(), trial.bound());
     Run { seed, simulated, bound, told: std::mem::take(&mut trial.told), outcome }
+}
+
+/// One site compared with itself; what takes long there is the twins.
+fn run_pair(seed: u64) -> Run {
+    let compared = std::panic::catch_unwind(AssertUnwindSafe(|| pair::compare(seed)))
+        .unwrap_or_else(|_| Err(PANIC.with(|text| text.borrow().clone())));
+    let mut told = Vec::new();
+    let outcome = compared.map(|story| {
+        told = story.told;
+        Outcome {
+            recovery: Duration::ZERO,
+            without: Duration::ZERO,
+            ownerships: story.ledger.len(),
+            flags: story.flags,
+            rollbacks: story.rollbacks,
+            hash: 0,
+        }
+    });
+    Run { seed, simulated: Duration::ZERO, bound: Duration::from_secs(1), told, outcome }
 }
 
 /// CPU seconds that this process has used.
@@ -117,7 +150,8 @@ fn all(options: &Options) -> Vec<Run> {
                     if seed >= options.from + options.seeds || stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    if sender.send(run(seed, options.trouble())).is_err() {
+                    let run = if options.pairs { run_pair(seed) } else { run(seed, options.trouble()) };
+                    if sender.send(run).is_err() {
                         return;
                     }
                 }
@@ -166,6 +200,12 @@ fn sweep(options: &Options) -> bool {
     let hours = runs.iter().map(|r| r.simulated).sum::<Duration>().as_secs_f64() / 3600.0;
     let ownerships: usize = runs.iter().filter_map(|r| Some(r.outcome.as_ref().ok()?.ownerships)).sum();
     let (recovery, without) = (longest(&runs, |o| o.recovery), longest(&runs, |o| o.without));
+    let flags = longest(&runs, |o| o.flags);
+    let mut all_flags: Vec<Duration> =
+        runs.iter().filter_map(|r| Some(r.outcome.as_ref().ok()?.flags)).collect();
+    all_flags.sort();
+    let middle = all_flags.get(all_flags.len() / 2).copied().unwrap_or_default();
+    let rollbacks: usize = runs.iter().filter_map(|r| Some(r.outcome.as_ref().ok()?.rollbacks)).sum();
     let share = |run: &Run| Some(run.outcome.as_ref().ok()?.recovery.as_secs_f64() / run.bound.as_secs_f64());
     let nearest = runs.iter().filter_map(share).fold(0.0, f64::max);
     if options.json {
@@ -181,7 +221,8 @@ fn sweep(options: &Options) -> bool {
                 "cpu_seconds": cpu, "site_hours_per_cpu_second": hours / cpu, "wall_seconds": took.as_secs_f64(),
                 "slowest_recovery_ms": recovery.0.as_millis(), "slowest_recovery_seed": recovery.1,
                 "longest_without_owner_ms": without.0.as_millis(), "longest_without_owner_seed": without.1,
-                "nearest_to_bound": nearest,
+                "nearest_to_bound": nearest, "hub_rollbacks": rollbacks, "twins_right_ms": middle.as_millis(),
+                "twins_right_slowest_ms": flags.0.as_millis(), "twins_right_slowest_seed": flags.1,
             })
         );
     } else {
@@ -202,6 +243,11 @@ fn sweep(options: &Options) -> bool {
             nearest * 100.0,
             without.0,
             without.1
+        );
+        println!(
+            "after all trouble of the hub, {rollbacks} rollbacks among it: all twins right within {middle:?} in the \
+             middle, {:?} at the latest (seed {})",
+            flags.0, flags.1
         );
         for seed in &failed {
             println!("failed: {}", options.replay_command(*seed));

@@ -1,11 +1,11 @@
 //! Sidecars without any credential for the cloud, each in an emulated IoT Edge device: they mirror through the workload socket and
 //! their device's edgeHub, take the cloud's commands there, and let the workload's messages through on the owner alone.
 
-use std::{collections::BTreeMap, net::TcpListener, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use quorate::{
     clock::{BootClock, Clock as _},
-    emulator::{EdgeHub, EdgeOptions, Emulator, Options},
+    emulator::{EdgeHub, Emulator, Options},
     hub::{
         Change, Target,
         edge::Identity,
@@ -15,15 +15,16 @@ use quorate::{
         settings::EdgeRuntime,
         wall,
     },
-    id::DeviceId,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::site::{Plan, Site, until};
+use super::{
+    hub::{self, MODULE, loopback},
+    site::{Plan, Site, until},
+};
 
 const HUB: &str = "plant.azure-devices.net";
-const MODULE: &str = "quorate";
 
 /// The hub, and one edgeHub for each device.
 struct Cloud {
@@ -31,10 +32,6 @@ struct Cloud {
     edges: Vec<EdgeHub>,
     _folder: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
-}
-
-fn loopback() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").expect("a free port")
 }
 
 impl Cloud {
@@ -49,44 +46,9 @@ impl Cloud {
         let emulator =
             Emulator::start(loopback(), loopback(), &options, Arc::new(BootClock)).expect("starts");
         let folder = tempfile::tempdir().expect("a folder");
-        let edge = |n: usize| {
-            let device = DeviceId::new(format!("edge-{}", n + 1)).expect("a name");
-            let often = EdgeOptions { report_every: Duration::from_millis(100), ..EdgeOptions::default() };
-            let edge = emulator.serve_edge(&device, loopback(), often).expect("serves");
-            for module in [MODULE, "work"] {
-                edge.serve_workload(module, &folder.path().join(format!("{n}-{module}"))).expect("serves");
-            }
-            edge
-        };
-        let edges = (0..3).map(edge).collect();
+        let edges = hub::edges(&emulator, folder.path(), &[MODULE, "work"]);
         drop(inside);
         Cloud { emulator, edges, _folder: folder, runtime }
-    }
-
-    /// What IoT Edge tells a module; the port is the test's.
-    fn environment(&self, n: usize, module: &str) -> BTreeMap<String, String> {
-        let edge = &self.edges[n];
-        let mut variables = edge.environment(module);
-        variables.insert("IOTEDGE_GATEWAYHOSTNAME".into(), edge.address().to_string());
-        variables
-    }
-
-    fn tell(&self, site: &mut Site) {
-        const NAMES: [&str; 7] = [
-            "IOTEDGE_WORKLOADURI",
-            "IOTEDGE_DEVICEID",
-            "IOTEDGE_MODULEID",
-            "IOTEDGE_MODULEGENERATIONID",
-            "IOTEDGE_IOTHUBHOSTNAME",
-            "IOTEDGE_GATEWAYHOSTNAME",
-            "IOTEDGE_APIVERSION",
-        ];
-        for n in 0..3 {
-            let variables = self.environment(n, MODULE);
-            for name in NAMES {
-                site.tell(n, name, variables[name].clone());
-            }
-        }
     }
 
     fn target(n: usize, module: &str) -> Target {
@@ -119,7 +81,7 @@ impl Cloud {
 
 fn site(cloud: &Cloud, more: &str) -> (Site, usize, u64) {
     let mut site = Site::with(Plan { more: format!("[hub]\nrefresh = \"2s\"\n{more}"), ..Plan::default() });
-    cloud.tell(&mut site);
+    hub::tell(&cloud.edges, &mut site);
     site.start_all();
     let (owner, epoch) = site.owner(0);
     (site, owner, epoch)
@@ -304,7 +266,7 @@ fn messages_pass_the_gate_on_the_owner_alone() {
     }
     // The workload's own client on every device: it sends three messages wherever it runs.
     for n in 0..3 {
-        let variables = cloud.environment(n, "work");
+        let variables: BTreeMap<_, _> = hub::environment(&cloud.edges[n], "work");
         let edge = EdgeRuntime {
             workload_uri: variables["IOTEDGE_WORKLOADURI"].clone(),
             hub: HUB.into(),

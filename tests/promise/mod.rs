@@ -29,7 +29,7 @@ impl Promises {
         self.one_workload.check(&stage.ledger).map_err(told("P2"))?;
         self.stale_commands.check(stage).map_err(told("P3"))?;
         self.owner.check(stage).map_err(told("P4"))?;
-        self.twin.check(&stage.hub, self.epochs.reached).map_err(told("P5"))
+        self.twin.check(stage, self.epochs.reached).map_err(told("P5"))
     }
 
     /// The longest that an able site was without an owner, beyond which P4 would be broken.

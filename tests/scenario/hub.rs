@@ -78,6 +78,47 @@ fn a_new_owner_without_internet_is_shown_by_another_member() {
     assert_eq!(stage.epochs(), [1, 2, 3]);
 }
 
+/// Two that mirror at once could only waste requests; still, one waits for the other.
+#[test]
+fn an_owner_that_has_asked_another_to_mirror_keeps_silent_until_it_takes_that_back() {
+    for seed in 1..=3 {
+        let (mut stage, owner) = running(Setup { seed, refresh: 2 * S, ..Setup::default() });
+        stage.twins_follow(5 * S);
+        stage.hub.lines[owner].cut(true);
+        stage.until(20 * S, "another mirrors", |s| s.mirrors_for(owner).is_some());
+        stage.hub.lines[owner].cut(false);
+        let asked = stage.hub.lines[owner].asked();
+        // There is something to write, and both could.
+        stage.hub.memory.rollback(60 * S);
+        assert!(!stage.twins_agree());
+        stage.twins_follow(4 * S);
+        assert!(stage.mirrors_for(owner).is_some(), "its line is not trusted yet");
+        assert_eq!(stage.hub.lines[owner].asked(), asked);
+        stage.until(20 * S, "it mirrors itself again", |s| s.mirrors_for(owner).is_none());
+        stage.until(10 * S, "and looks after the twins", |s| s.hub.lines[owner].asked() > asked);
+        assert_eq!(stage.epochs(), [1]);
+    }
+}
+
+#[test]
+fn a_hub_that_went_back_is_repaired_within_the_time_of_a_comparison() {
+    for edge in [false, true] {
+        let (mut stage, owner) = running(Setup { edge, refresh: 5 * S, ..Setup::default() });
+        stage.pass(8 * S);
+        stage.transfer((owner + 1) % 3);
+        another_runs(&mut stage, 2 * S, owner);
+        let right = |s: &Stage| s.twins_agree() && s.modules_agree();
+        stage.until(10 * S, "all twins follow", right);
+        for back in [S, 5 * S, 60 * S] {
+            stage.hub.memory.rollback(back);
+            stage.until(15 * S, "all twins are right again", right);
+            stage.pass(S);
+        }
+        assert!(stage.hub.memory.rollbacks().iter().any(|rollback| rollback.lost > 3));
+        assert_eq!(stage.epochs(), [1, 2], "on site nothing moved");
+    }
+}
+
 /// The owner's own line fails and comes back again and again, and the ownership moves meanwhile.
 #[test]
 fn a_flapping_line_leaves_the_twins_right() {

@@ -57,7 +57,7 @@ fn the_cloud_is_away_while_the_ownership_moves_twice() {
         let (mut stage, owner) = running(Setup { edge, ..Setup::default() });
         settled(&mut stage, 10 * S);
         let cut = |stage: &Stage, off: bool| {
-            stage.hub.modules.iter().for_each(|module: &MemoryModule| module.cut_off_the_cloud(off));
+            stage.hub.modules.iter().for_each(|module| module.line.cut_off_the_cloud(off));
         };
         cut(&stage, true);
         stage.crash(owner);
@@ -106,7 +106,7 @@ fn the_cloud_asks_and_may_not_order() {
         let (mut stage, owner) = running(Setup { edge, ..Setup::default() });
         settled(&mut stage, 10 * S);
         let standby = (owner + 1) % 3;
-        let module = stage.hub.modules[standby].clone();
+        let module = stage.hub.modules[standby].line.clone();
         let status = Event::Call { id: "1".into(), method: "status".into(), payload: Value::Null };
         assert!(module.push(status));
         let answers = |module: &MemoryModule| {

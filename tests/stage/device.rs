@@ -11,7 +11,6 @@ use std::{
 use quorate::{
     clock::{Clock, Moment},
     dice::Dice,
-    hub::memory_link::MemoryModule,
     id::{DeviceId, Incarnation, StoreId},
     node::{
         Environment, Node,
@@ -19,6 +18,7 @@ use quorate::{
     },
     ownership::command::{Command, Transfer},
     raft::{Applied, Role, log::Contents, peer::Roster},
+    reconcile::commands::{Corridor as _, Wish},
     seal::Receipt,
     site::Site,
     status::door::{Answer, Door as _},
@@ -29,6 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     disk::SimDisk,
     hub::SimLine,
+    module::SimModule,
     net::{Net, SimDialer},
     workload::{Fencer, SimWorkload},
     world::now,
@@ -63,6 +64,8 @@ pub enum Order {
     Transfer(DeviceId),
     /// A person's command, as a face proposes it.
     Propose(Command),
+    /// A person's wish, by the corridor that gRPC and the cloud share.
+    Wish(Wish),
     Leave,
     /// A fencer shows its receipt.
     Hear(Receipt),
@@ -84,7 +87,7 @@ pub struct Device {
     pub disk: SimDisk,
     pub clock: Arc<SimClock>,
     pub line: SimLine,
-    pub module: MemoryModule,
+    pub module: SimModule,
     pub fencer: Fencer,
     pub live: Arc<Mutex<Option<Live>>>,
     pub lives: Arc<AtomicU64>,
@@ -130,7 +133,7 @@ pub(super) struct Site1 {
     pub site: Site,
     pub net: Net,
     pub n: usize,
-    pub refresh: Duration,
+    pub hub: quorate::hub::Settings,
     pub seed: u64,
 }
 
@@ -169,9 +172,8 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
     };
     let node =
         Node::start(on.site.clone(), device.id.clone(), environment).await.map_err(|e| e.to_string())?;
-    let settings = quorate::hub::Settings { refresh: on.refresh, ..quorate::hub::Settings::default() };
-    let _state = node.mirror(Arc::new(device.line.clone()), settings.clone(), dice.split());
-    let (face, ends) = node.module(Arc::new(device.module.clone()), &settings, dice.split());
+    let _state = node.mirror(Arc::new(device.line.clone()), on.hub.clone(), dice.split());
+    let (face, ends) = node.module(Arc::new(device.module.clone()), &on.hub, dice.split());
     let node = Arc::new(node);
     let surroundings = Surroundings {
         mirror: None,
@@ -212,6 +214,12 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
                     return Ok(false);
                 }
                 Order::Hear(receipt) => node.group.attested(receipt),
+                Order::Wish(wish) => {
+                    let door = door.clone();
+                    node.spawn(async move {
+                        let _ = door.order(wish).await;
+                    });
+                }
                 Order::Propose(command) => {
                     let group = node.group.clone();
                     node.spawn(async move {

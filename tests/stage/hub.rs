@@ -15,7 +15,7 @@ use quorate::{
     clock::Clock,
     dice::Dice,
     hub::{
-        BoxFuture, Change, Error, Flag, FlagPath, Hub, Target, Twin,
+        BoxFuture, Change, Error, Flag, FlagPath, Hub, Published, Target, Twin,
         flag::Seen,
         memory::{Line, MemoryHub},
         memory_link::MemoryModule,
@@ -24,6 +24,8 @@ use quorate::{
     site::Site,
 };
 use tokio::sync::watch;
+
+use super::{calls::Calls, module::SimModule};
 
 /// The longest that a message takes in one direction.
 const LONGEST: Duration = Duration::from_millis(40);
@@ -38,6 +40,8 @@ pub struct SimLine {
     waiting: Arc<AtomicU64>,
     asked: Arc<AtomicU64>,
     overtaken: Arc<AtomicU64>,
+    /// What this device's mirror has under way.
+    pub calls: Calls,
 }
 
 impl SimLine {
@@ -92,7 +96,10 @@ impl Hub for SimLine {
     }
 
     fn get_twin<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Twin, Error>> {
-        Box::pin(self.call(self.line.get_twin(target)))
+        Box::pin(async move {
+            let _call = self.calls.begin(None);
+            self.call(self.line.get_twin(target)).await
+        })
     }
 
     fn patch_twin<'a>(
@@ -102,6 +109,8 @@ impl Hub for SimLine {
         if_match: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Twin, Error>> {
         Box::pin(async move {
+            let told = change.desired.as_ref().map_or(0, |desired| FlagPath::default().read(desired).epoch);
+            let _call = self.calls.begin(Some(told));
             self.waiting.fetch_add(1, Ordering::SeqCst);
             let _ = self.held.subscribe().wait_for(|held| !held).await;
             self.waiting.fetch_sub(1, Ordering::SeqCst);
@@ -115,7 +124,7 @@ pub struct SiteHub {
     pub memory: MemoryHub,
     pub lines: Vec<SimLine>,
     /// Each sidecar's own module, straight at the hub or through an edgeHub.
-    pub modules: Vec<MemoryModule>,
+    pub modules: Vec<SimModule>,
     devices: Vec<DeviceId>,
     /// Whose twins the mirror writes: a witness never owns.
     mirrored: Vec<DeviceId>,
@@ -137,13 +146,14 @@ impl SiteHub {
                     waiting: Arc::default(),
                     asked: Arc::default(),
                     overtaken: Arc::default(),
+                    calls: Calls::default(),
                 }
             })
             .collect();
         let module = |device: &DeviceId| {
             let target = Target::module(device.as_str(), "quorate");
             memory.create_module(&target);
-            MemoryModule::new(memory.clone(), target, edge)
+            SimModule { line: MemoryModule::new(memory.clone(), target, edge), reports: Calls::default() }
         };
         let modules = devices.iter().map(module).collect();
         SiteHub { memory, lines, modules, devices, mirrored }
@@ -166,13 +176,9 @@ impl SiteHub {
         FlagPath::default().read(&twin.reported.values)
     }
 
-    /// Whether every twin of a device that may own shows this ownership, and only the owner's as active.
-    pub fn shows(&self, owner: &DeviceId, epoch: u64) -> bool {
-        self.mirrored.iter().all(|device| match self.seen(device).flag {
-            Some(Flag { active, leader, epoch: at, .. }) => {
-                active == (device == owner) && leader == owner.as_str() && at == epoch
-            }
-            None => false,
-        })
+    /// Whether the twin of every device that may own shows exactly this.
+    pub fn shows(&self, published: &Published) -> bool {
+        let right = |device: &DeviceId| self.seen(device).flag == Some(Flag::wanted(published, device));
+        self.mirrored.iter().all(right)
     }
 }

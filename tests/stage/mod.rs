@@ -6,12 +6,14 @@
 //! (`MemoryHub` behind a line of its own per device). Everything else is the product, the mirror included. The same seed
 //! gives the same run.
 
+pub mod calls;
 pub mod device;
 pub mod disk;
 pub mod hash;
 pub mod hub;
 pub mod ledger;
 pub mod log;
+pub mod module;
 pub mod net;
 mod verbs;
 pub mod workload;
@@ -30,6 +32,7 @@ use ledger::Ledger;
 use net::{Link, Net};
 use quorate::{
     dice::Dice,
+    hub::{Flag, Published},
     id::{DeviceId, SiteId, StoreId},
     ownership::{
         record::{Cause, Record},
@@ -89,6 +92,8 @@ pub struct Setup {
     pub witnesses: Vec<usize>,
     /// Each device has an edgeHub, through which its sidecar's module talks to the hub.
     pub edge: bool,
+    /// What the cloud may order (`hub.commands`).
+    pub commands: Vec<String>,
 }
 
 impl Default for Setup {
@@ -104,6 +109,7 @@ impl Default for Setup {
             refresh: Duration::from_secs(30),
             witnesses: Vec::new(),
             edge: false,
+            commands: quorate::hub::Settings::default().commands,
         }
     }
 }
@@ -160,8 +166,12 @@ impl Stage {
                 store,
             };
             let own = device.clone();
-            let on =
-                Site1 { site: site.clone(), net: net.clone(), n, refresh: setup.refresh, seed: dice.throw() };
+            let hub = quorate::hub::Settings {
+                refresh: setup.refresh,
+                commands: setup.commands.clone(),
+                ..quorate::hub::Settings::default()
+            };
+            let on = Site1 { site: site.clone(), net: net.clone(), n, hub, seed: dice.throw() };
             sim.host(dice.throw(), move || Box::pin(life(own.clone(), on.clone())));
             devices.push(device);
         }
@@ -396,19 +406,39 @@ impl Stage {
         live.as_ref().map_or(0, |live| live.elections.load(Ordering::Relaxed))
     }
 
-    /// Whether the twins show the present owner.
-    pub fn twins_agree(&self) -> bool {
-        self.running().is_some_and(|n| self.hub.shows(&self.devices[n].id, self.epoch()))
+    /// What the newest record has all twins show, once somebody has owned.
+    fn published(&self) -> Option<Published> {
+        let record = self.record()?;
+        let newest = record.history.back()?;
+        Some(Published {
+            site: self.site.id.clone(),
+            devices: Vec::new(),
+            owner: Some(newest.device.clone()),
+            epoch: newest.epoch.get(),
+            since_unix_ms: newest.since_unix_ms,
+            reason: newest.reason.clone(),
+        })
     }
 
-    /// Whether the module twin of every device that is up shows the present owner.
+    /// Whether the device twins show the present owner, word for word as the record has it.
+    pub fn twins_agree(&self) -> bool {
+        self.running().is_some() && self.published().is_some_and(|published| self.hub.shows(&published))
+    }
+
+    /// Whether the module twin of every device that is up does.
     pub fn modules_agree(&self) -> bool {
-        let epoch = self.epoch();
-        let says = |n: usize| {
-            let said = self.hub.said(&self.devices[n].id);
-            said.epoch == epoch && said.active == (self.running() == Some(n))
-        };
-        self.running().is_some() && (0..self.devices.len()).filter(|n| self.sim.is_up(*n)).all(says)
+        let Some(published) = self.published().filter(|_| self.running().is_some()) else { return false };
+        (0..self.devices.len()).filter(|n| self.sim.is_up(*n)).all(|n| {
+            let device = &self.devices[n].id;
+            self.hub.said(device).flag == Some(Flag::wanted(&published, device))
+        })
+    }
+
+    /// Whom a device has asked, as the owner, to mirror in its place.
+    pub fn mirrors_for(&self, n: usize) -> Option<usize> {
+        let roster = self.roster(n)?;
+        let through = (*roster.word().borrow()).filter(|word| word.from == roster.node)?.through?;
+        roster.device_of(through).map(|device| self.index(&device))
     }
 
     /// Waits until the twins show the present owner.

@@ -3,10 +3,16 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use quorate::{
+    hub::{
+        Change,
+        link::{Event, Module as _},
+    },
     id::StoreId,
     ownership::command::{self, Command, Drain, SetPreferred},
     raft::log::{Amnesia, Contents},
+    reconcile::commands::Wish,
 };
+use serde_json::{Value, json};
 
 use super::{
     Stage,
@@ -173,6 +179,29 @@ impl Stage {
             expires_unix_ms: 0,
         };
         self.devices[at].tell(Order::Propose(command(order)));
+    }
+
+    /// A person wishes something, by the corridor of all faces.
+    pub fn wish(&mut self, at: usize, wish: Wish) {
+        self.disturbed();
+        self.ordered = true;
+        self.devices[at].tell(Order::Wish(wish));
+    }
+
+    /// The cloud calls a method of a device's module; nobody hears it while that is not connected.
+    pub fn cloud_calls(&mut self, at: usize, call: Event) {
+        self.disturbed();
+        self.ordered = true;
+        let _ = self.hub.modules[at].line.push(call);
+    }
+
+    /// The cloud desires something of a device's module.
+    pub fn cloud_desires(&mut self, at: usize, section: &Value) {
+        self.disturbed();
+        self.ordered = true;
+        let change = json!({"properties": {"desired": {"quorate": section}}});
+        let change = Change::from_json(&change).expect("a change");
+        let _ = self.hub.memory.meddle_with_module(self.hub.modules[at].target(), &change);
     }
 
     pub fn drain(&mut self, at: usize, n: usize) {

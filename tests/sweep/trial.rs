@@ -1,14 +1,15 @@
-//! One site in random trouble, by seed. The promises are checked at every simulated millisecond (`stage`, `promise`);
-//! when the trouble is over, somebody must own within the bound, stay the owner, and stand in the twins.
+//! One site in random trouble, by seed. The promises are checked at every simulated millisecond (`stage`, `promise`).
+//! When the site's trouble is over and nobody's order keeps devices from owning, somebody must own within the bound. Then the
+//! hub's trouble alone goes on, and the ownership must not move. When that is over too, all twins must say what the record says.
 
 use std::time::Duration;
 
 use quorate::{
     dice::Dice,
-    hub::memory::Trouble,
     timing::{Preset, Timing},
 };
 
+use super::{hub::HubTrouble, orders::Orders};
 use crate::{
     promise::p4_owner_within_bound::limit,
     stage::{Setup, Stage, disk::Ailment, world::Freeze},
@@ -16,6 +17,10 @@ use crate::{
 
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
+/// For so long the hub alone is in trouble.
+const HUB_ALONE: Duration = Duration::from_secs(10);
+/// All twins are right at the latest so long after the end of all trouble: whoever was refused waits for up to a minute.
+const FLAGS: Duration = Duration::from_secs(90);
 
 /// What ends by itself.
 enum Later {
@@ -29,7 +34,9 @@ pub struct Trial {
     pub stage: Stage,
     /// What was done to it, with the time.
     pub told: Vec<String>,
-    dice: Dice,
+    pub(super) hub: HubTrouble,
+    pub(super) orders: Orders,
+    pub(super) dice: Dice,
     later: Vec<(Duration, Later)>,
     /// The one device whose disk may be emptied: of more than a minority nothing is promised.
     emptied: Option<usize>,
@@ -44,6 +51,10 @@ pub struct Outcome {
     pub without: Duration,
     /// Ownerships in all.
     pub ownerships: usize,
+    /// From the end of the hub's trouble until all twins said what the record says.
+    pub flags: Duration,
+    /// How often the hub went back.
+    pub rollbacks: usize,
     /// Everything observable, as one number.
     pub hash: u64,
 }
@@ -80,14 +91,26 @@ impl Trial {
             latency: (MS / 5, slowest.max(MS)),
             refresh: S * 5,
             timing,
+            edge: dice.throw().is_multiple_of(2),
+            commands: vec!["all".into()],
             ..Setup::default()
         };
         let told = vec![format!(
-            "{devices} devices, {} of them witnesses, timing {}, answers within {slowest:?} one way",
+            "{devices} devices, {} of them witnesses, timing {}, answers within {slowest:?} one way{}",
             setup.witnesses.len(),
-            preset.name()
+            preset.name(),
+            if setup.edge { ", edgeHubs" } else { "" }
         )];
-        Trial { stage: Stage::new(setup), dice, told, later: Vec::new(), emptied: None }
+        Trial { told, ..Trial::around(setup, dice) }
+    }
+
+    /// A site that nothing has been done to.
+    pub(super) fn around(setup: Setup, dice: Dice) -> Trial {
+        let hub = HubTrouble::new(setup.seed);
+        let (told, later, orders) = (Vec::new(), Vec::new(), Orders::default());
+        let stage = Stage::new(setup);
+        stage.hub.memory.seed(stage.seed);
+        Trial { stage, told, hub, orders, dice, later, emptied: None }
     }
 
     /// Within which somebody owns after the end of all trouble.
@@ -103,7 +126,7 @@ impl Trial {
         pick(&mut self.dice, self.stage.devices.len())
     }
 
-    fn two(&mut self) -> (usize, usize) {
+    pub(super) fn two(&mut self) -> (usize, usize) {
         let (count, a) = (self.stage.devices.len(), self.device());
         (a, (a + 1 + pick(&mut self.dice, count - 1)) % count)
     }
@@ -131,11 +154,18 @@ impl Trial {
         time
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         let until = self.stage.sim.elapsed() + time;
         loop {
             let due =
                 self.later.iter().enumerate().min_by_key(|(_, (at, _))| *at).map(|(n, (at, _))| (n, *at));
+            let hub = self.hub.due();
+            if hub <= until && due.is_none_or(|(_, at)| hub <= at) {
+                self.stage.pass(hub.saturating_sub(self.stage.sim.elapsed()));
+                let what = self.hub.act(&self.stage);
+                self.tell(what);
+                continue;
+            }
             let Some((number, at)) = due.filter(|(_, at)| *at <= until) else { break };
             self.stage.pass(at.saturating_sub(self.stage.sim.elapsed()));
             match self.later.swap_remove(number).1 {
@@ -262,23 +292,7 @@ impl Trial {
                 format!("handover to {a} wanted")
             }
             105..=106 => return self.transfer_storm(),
-            107..=110 => {
-                let trouble = [
-                    Trouble::None,
-                    Trouble::Unreachable,
-                    Trouble::DropAnswer,
-                    Trouble::Slow { delay_ms: 700 },
-                    Trouble::Failing { status: 500 },
-                    Trouble::Throttled { retry_after_s: Some(2) },
-                ][pick(&mut self.dice, 6)];
-                self.stage.hub.memory.trouble(trouble);
-                format!("the hub: {trouble:?}")
-            }
-            111..=114 => {
-                let cut = self.dice.throw().is_multiple_of(2);
-                self.stage.hub.lines[n].cut(cut);
-                format!("line of {n} to the hub cut: {cut}")
-            }
+            107..=114 => self.order(),
             115..=118 => {
                 let to = self.dice.throw() % 3_000_000_000_000;
                 self.stage.set_wall_clock(n, to);
@@ -391,12 +405,11 @@ impl Trial {
         self.pass(pause);
     }
 
-    fn end_all_trouble(&mut self) {
-        self.tell("all trouble ends".into());
+    fn end_the_sites_trouble(&mut self) {
+        self.tell("the site's trouble ends".into());
         self.later.clear();
         self.stage.heal();
         for n in 0..self.stage.devices.len() {
-            self.stage.hub.lines[n].cut(false);
             if self.stage.devices[n].disk.has_failed() {
                 self.stage.kill_sidecar(n);
             }
@@ -407,7 +420,35 @@ impl Trial {
             }
             self.stage.start_if_down_or_leaving(n);
         }
-        self.stage.hub.memory.trouble(Trouble::None);
+    }
+
+    /// As [`Stage::until`], and the hub's trouble goes on.
+    pub(super) fn until(&mut self, limit: Duration, what: &str, mut holds: impl FnMut(&Stage) -> bool) {
+        let end = self.stage.sim.elapsed() + limit;
+        while !holds(&self.stage) {
+            let tell = || format!("{what}\n{}", self.stage.ledger.tell());
+            assert!(self.stage.sim.elapsed() < end, "not within {limit:?}: {}", tell());
+            self.pass(MS);
+        }
+    }
+
+    /// The hub's trouble ends, and all twins follow. Returns how long they took.
+    pub(super) fn end_the_hubs_trouble(&mut self) -> Duration {
+        self.tell("the hub's trouble ends".into());
+        self.hub.end(&self.stage);
+        let begun = self.stage.sim.elapsed();
+        let (mut twins, mut modules) = (None, None);
+        let right = |s: &Stage| {
+            let took = s.sim.elapsed() - begun;
+            twins = twins.or(s.twins_agree().then_some(took));
+            modules = modules.or(s.modules_agree().then_some(took));
+            s.twins_agree() && s.modules_agree()
+        };
+        let took = self.stage.until(FLAGS, "all twins say what the record says", right);
+        self.tell(format!("the device twins are right after {twins:?}, the module twins after {modules:?}"));
+        self.stage.pass(S);
+        assert!(self.stage.twins_agree() && self.stage.modules_agree(), "and go on saying it");
+        took
     }
 
     /// Trouble for so long, then recovery.
@@ -416,14 +457,15 @@ impl Trial {
             self.pause();
             self.trouble();
         }
-        self.end_all_trouble();
+        self.end_the_sites_trouble();
+        self.lift_orders();
         let (begun, bound) = (self.stage.sim.elapsed(), self.bound());
         let mut recovery;
         loop {
-            self.stage.until(bound, "somebody owns after all trouble", |s| s.running().is_some());
+            self.until(bound, "somebody owns after all trouble", |s| s.running().is_some());
             recovery = self.stage.sim.elapsed() - begun;
             let epochs = self.stage.epochs().len();
-            self.stage.pass(S * 3);
+            self.pass(S * 3);
             if self.stage.epochs().len() == epochs && self.stage.running().is_some() {
                 break;
             }
@@ -431,15 +473,25 @@ impl Trial {
         }
         if self.emptied.is_some() {
             let back = |s: &Stage| s.running().is_some_and(|owner| s.whole(owner));
-            self.stage.until(S * 90, "who lost its disk is a member again", back);
+            self.until(S * 90, "who lost its disk is a member again", back);
         }
         let everybody = |s: &Stage| (0..s.devices.len()).all(|n| s.knows(n) == s.epoch());
-        self.stage.until(S * 10, "everybody knows the owner", everybody);
-        self.stage.twins_follow(S * 90);
+        self.until(S * 10, "everybody knows the owner", everybody);
+        let before = (self.stage.running(), self.stage.epochs());
+        self.pass(HUB_ALONE);
+        assert_eq!(before, (self.stage.running(), self.stage.epochs()), "the hub moved the ownership");
+        let flags = self.end_the_hubs_trouble();
+        assert_eq!(
+            before,
+            (self.stage.running(), self.stage.epochs()),
+            "the hub's return moved the ownership"
+        );
         Outcome {
             recovery,
             without: self.stage.longest_without_owner(),
             ownerships: self.stage.epochs().len(),
+            flags,
+            rollbacks: self.hub.rollbacks,
             hash: self.stage.hash(),
         }
     }

@@ -1,7 +1,8 @@
 //! What the module's own twin lacks: a pure function of what this sidecar has to say and what the twin shows.
 //!
-//! Two rules. While the twin shows a higher epoch than this device has reached, nothing is said: whoever is behind must not
-//! speak. What is equal is not said again, and the moment of writing is no difference. What the twin holds beside what is
+//! Three rules. While the twin shows a higher epoch than this device has reached, nothing is said: whoever is behind must not
+//! speak. The flag is said whole or not at all: a hub that has gone back unnoticed would make an old half and a new one into a
+//! flag that nobody said. What is equal is not said again, and the moment of writing is no difference. What the twin holds beside what is
 //! wanted goes: only this sidecar writes here, and an older one may have said more. What became of commands stays: an earlier
 //! life of this sidecar has said it, and by it a command is known that was executed already.
 
@@ -19,6 +20,8 @@ const VOLATILE: [&str; 2] = ["reported", "hub_lag_s"];
 const COMMANDS: &str = "commands";
 /// Fields that cannot wait: who owns.
 const URGENT: [&str; 3] = ["active", "leader", "epoch"];
+/// Fields that mean nothing without each other.
+const FLAG: [&str; 6] = ["active", "leader", "epoch", "site", "since", "reason"];
 
 /// What to do about the twin.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +75,9 @@ pub fn plan(wanted: &Reported, reported: &Properties) -> Step {
         return Step::Done;
     }
     let urgent = URGENT.iter().any(|name| patch.contains_key(*name));
+    if FLAG.iter().any(|name| patch.contains_key(*name)) {
+        patch.extend(FLAG.iter().filter_map(|name| target.remove_entry(*name)));
+    }
     patch.extend(volatile);
     let mut outer = Properties::new();
     outer.insert(KEY.to_owned(), Value::Object(patch));
@@ -203,6 +209,19 @@ mod tests {
                 }
             }
             prop_assert_eq!(&twin["other"], &json!(1), "what is not ours stays");
+        }
+
+        #[test]
+        fn a_hub_that_went_back_unnoticed_shows_no_flag_that_nobody_said(
+            wanted in reported(), read in reported(), there in reported(),
+        ) {
+            let twin = |it: &Reported| Properties::from_iter([(KEY.to_owned(), json!(it))]);
+            if let Step::Report { patch, .. } = plan(&wanted, &twin(&read)) {
+                let mut twin = twin(&there);
+                merge(&mut twin, &patch);
+                let flag = FlagPath::default().read(&twin).flag;
+                prop_assert!(flag == Some(wanted.flag) || flag == Some(there.flag), "{twin:?}");
+            }
         }
 
         #[test]
