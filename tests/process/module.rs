@@ -156,7 +156,7 @@ fn a_check_tries_the_way_to_the_edgehub_and_leaves_the_link_alone() {
     assert_eq!(cloud.edges[owner].connections(), links, "nobody has introduced itself a second time");
     assert!(cloud.edges[owner].is_connected(MODULE));
     // Another module's socket does not sign for this one, and where nobody listens there is no way.
-    let other = cloud.environment(owner, "work");
+    let other = hub::environment(&cloud.edges[owner], "work");
     site.tell(owner, "IOTEDGE_WORKLOADURI", other["IOTEDGE_WORKLOADURI"].clone());
     site.tell(owner, "IOTEDGE_GATEWAYHOSTNAME", loopback().local_addr().expect("an address").to_string());
     let said = check(&site, owner);
