@@ -15,8 +15,6 @@ mod entra_client;
 #[cfg(feature = "emulator")]
 mod fleet;
 #[cfg(feature = "emulator")]
-mod hostile_twins;
-#[cfg(feature = "emulator")]
 mod http;
 #[cfg(feature = "emulator")]
 mod hub;
