@@ -15,6 +15,8 @@ mod entra_client;
 #[cfg(feature = "emulator")]
 mod fleet;
 #[cfg(feature = "emulator")]
+mod hostile_twins;
+#[cfg(feature = "emulator")]
 mod http;
 #[cfg(feature = "emulator")]
 mod hub;
