@@ -73,7 +73,7 @@ enum Command {
     Prefer(order::Prefer),
     Fleet(fleet::Args),
     #[cfg(feature = "emulator")]
-    Emulate(emulate::EmulateArgs),
+    Emulate(Box<emulate::EmulateArgs>),
 }
 
 /// Runs one command line and returns its exit code. `arguments` begins with the program's name.
@@ -111,7 +111,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             Command::Prefer(args) => order::run(order::Order::Prefer(args), environment).await,
             Command::Fleet(args) => fleet::run(args, environment).await,
             #[cfg(feature = "emulator")]
-            Command::Emulate(args) => Ok(emulate::run(args).await),
+            Command::Emulate(args) => Ok(emulate::run(*args).await),
         }
     });
     match outcome {

@@ -4,6 +4,7 @@
 //! command line, where others could read them. They are checked for their parts here (`secret.rs`) and never repeated in a
 //! fault. Whether the hub accepts them is the mirror's business.
 
+mod identity;
 mod secret;
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
@@ -17,7 +18,7 @@ use super::{
 use crate::hub::{
     FlagPath, MirrorKind, Settings,
     flag::Place,
-    settings::{EdgeRuntime, Gate, Identity},
+    settings::{EdgeRuntime, Gate},
 };
 
 const REFRESH_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
@@ -52,7 +53,7 @@ pub(super) fn read(mut section: Section, environment: &Environment, notes: &mut 
     );
     let before = notes.faults.len();
     let service = secret::service(&mut section, notes);
-    let identity = section.parsed("identity", notes, identity, "write \"arc\" or \"imds\"");
+    let identity = identity::read(&mut section, environment, notes);
     let host = section.parsed("host", notes, host, "write the hub's host, NAME.azure-devices.net");
     let service_broken = notes.faults.len() > before;
     let before = notes.faults.len();
@@ -85,7 +86,7 @@ pub(super) fn read(mut section: Section, environment: &Environment, notes: &mut 
         gate: gate(section.section("gate", notes), notes),
         connection_string: service.as_ref().and_then(|s| s.text.clone()),
         connection_string_file: service.as_ref().and_then(|s| s.file.clone()),
-        identity: identity.as_ref().map(|s| s.value),
+        identity: identity.as_ref().and_then(|s| s.value.clone()),
         host: host.as_ref().map(|s| s.value.clone()),
         module_connection_string_file: module_file.as_ref().map(|s| s.value.clone()),
         gateway: gateway.as_ref().map(|s| s.value.clone()),
@@ -165,14 +166,6 @@ fn part(text: &str) -> Result<Place, String> {
         "tags" => Ok(Place::Tags),
         "both" => Ok(Place::Both),
         other => Err(format!("{other:?} is not a part of a twin that the cloud can write")),
-    }
-}
-
-fn identity(text: &str) -> Result<Identity, String> {
-    match text {
-        "arc" => Ok(Identity::Arc),
-        "imds" => Ok(Identity::Imds),
-        other => Err(format!("{other:?} is not an identity")),
     }
 }
 

@@ -192,7 +192,7 @@ fn the_hub_may_have_it_all() {
         place: Place::Both,
         plain: Some("app.enabled".to_owned().try_into().expect("a path")),
         workload_module: Some("plant-control".into()),
-        identity: Some(Identity::Arc),
+        identity: Some(Identity::Arc { endpoint: None }),
         host: Some("h.azure-devices.net".into()),
         module_connection_string_file: Some(file),
         gateway: Some("edge-1.plant".into()),
@@ -205,6 +205,45 @@ fn the_hub_may_have_it_all() {
         ..Settings::default()
     };
     assert_eq!(hub, expected);
+}
+
+#[test]
+fn an_identity_is_asked_where_its_service_says() {
+    const IDENTITY: &str = "[hub]\nmirror = \"device-twin\"\nhost = \"h.azure-devices.net\"\nidentity = ";
+    let identity = |name: &str, variables: &[(&str, &str)]| {
+        let variables = [&[("IOTEDGE_DEVICEID", "edge-1")], variables].concat();
+        loaded(&format!("{SITE}{IDENTITY}\"{name}\"\n"), &variables).hub.identity
+    };
+    let endpoint = "http://localhost:40342/metadata/identity/oauth2/token";
+    let both = [("IDENTITY_ENDPOINT", endpoint), ("IMDS_ENDPOINT", "http://localhost:40342")];
+    assert_eq!(identity("arc", &both), Some(Identity::Arc { endpoint: Some(endpoint.into()) }));
+    // Other services of Azure set the first alone, and another protocol with it.
+    assert_eq!(identity("arc", &both[..1]), Some(Identity::Arc { endpoint: None }));
+    let host = [("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:7/")];
+    let endpoint = Some("http://127.0.0.1:7/metadata/identity/oauth2/token".into());
+    assert_eq!(identity("imds", &host), Some(Identity::Imds { endpoint, client_id: None }));
+    assert_eq!(identity("imds", &[]), Some(Identity::Imds { endpoint: None, client_id: None }));
+}
+
+#[test]
+fn an_application_is_known_by_four_settings() {
+    let place = Folder::new(
+        &format!(
+            "{SITE}[hub]\nmirror = \"device-twin\"\nhost = \"h.azure-devices.net\"\nidentity = \"client\"\ntenant = \"plant.example\"\n\
+             client_id = \"72f988bf-86f1-41af-91ab-2d7cd011db47\"\nclient_secret_file = \"FILE\"\n"
+        ),
+        &[("IOTEDGE_DEVICEID", "edge-1")],
+    );
+    let file = place.folder.path().join("secret");
+    fs::write(&file, "s3~cret\n").expect("writes");
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("is ours");
+    let name = place.folder.path().join("site.toml");
+    let text = fs::read_to_string(&name).expect("reads").replace("FILE", &file.display().to_string());
+    fs::write(name, text).expect("writes");
+    let hub = place.load().unwrap_or_else(|faults| panic!("{faults}")).hub;
+    let Some(Identity::Client(registration)) = hub.identity else { panic!("{:?}", hub.identity) };
+    assert_eq!((registration.tenant.as_str(), registration.secret_file), ("plant.example", file));
+    assert_eq!(registration.authority, "https://login.microsoftonline.com");
 }
 
 #[test]

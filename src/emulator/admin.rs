@@ -9,6 +9,7 @@
 //! | `POST /emulator/quota/reset` | a new day |
 //! | `POST /emulator/devices/ID` | `{"act": "create"}`, `disable`, `enable`, `delete` or `recreate` |
 //! | `GET`, `POST /emulator/identity` | `{"roles": ["twin-contributor"], "life_s": 3600}`: what the Entra identity may do |
+//! | `POST /emulator/identity/secret` | `{"act": "rotate"}`, answered with the new value, or `expire`: the registered application's |
 //! | `GET /emulator/state` | answers by status, limits and what is used of them |
 //! | `GET /emulator/log?after=N` | the accepted writes with numbers above N |
 //! | `GET /` | a page with all of this, live: `GET /emulator/view` is what it shows, `GET /emulator/events` when to look again |
@@ -52,6 +53,7 @@ pub(super) fn serve(listener: TcpListener, state: &Arc<State>) {
         .route("/emulator/rollback", post(rollback))
         .route("/emulator/quota/reset", post(reset_quota))
         .route("/emulator/identity", get(identity).post(set_identity))
+        .route("/emulator/identity/secret", post(change_secret))
         .route("/emulator/devices/{device}", post(device))
         .route("/emulator/state", get(shown))
         .route("/emulator/log", get(log))
@@ -168,6 +170,28 @@ async fn set_identity(Shared(state): Shared<Arc<State>>, body: Bytes) -> Respons
         Ok(rules) => {
             state.tenant.set_rules(rules);
             state.touch();
+            answer::empty(204)
+        }
+        Err(why) => wrong(why),
+    }
+}
+
+/// What can be done to a secret.
+#[derive(Deserialize)]
+#[serde(tag = "act", rename_all = "kebab-case", deny_unknown_fields)]
+enum SecretAct {
+    Rotate,
+    Expire,
+}
+
+async fn change_secret(Shared(state): Shared<Arc<State>>, body: Bytes) -> Response {
+    match serde_json::from_slice(&body) {
+        Ok(SecretAct::Rotate) => {
+            state.rotate_secret();
+            ok(&json!({ "client_secret": state.application().secret.reveal() }))
+        }
+        Ok(SecretAct::Expire) => {
+            state.expire_secret();
             answer::empty(204)
         }
         Err(why) => wrong(why),

@@ -2,7 +2,8 @@
 //!
 //! Both services are one plain-HTTP listener, told apart by `api-version` as their clients send it. Tokens are signed with a
 //! key of this process and hold no roles: like the real hub, this one looks up what their owner may do at each request,
-//! so that a role taken away takes effect at once. There is one identity, and one hub for which it can have tokens.
+//! so that a role taken away takes effect at once. There is one identity, and one hub for which it can have tokens. The same
+//! identity comes as a registered application in `authority.rs`.
 
 use std::{
     collections::VecDeque,
@@ -126,8 +127,13 @@ impl Tenant {
         *lock(&self.rules) = rules;
     }
 
+    /// The identity's id.
+    pub(super) fn principal(&self) -> &str {
+        &self.principal
+    }
+
     /// A token, and how long it is good for.
-    fn issue(&self, now_s: u64) -> (String, u64) {
+    pub(super) fn issue(&self, now_s: u64) -> (String, u64) {
         let life_s = self.rules().life_s;
         let head = json!({ "alg": "HS256", "typ": "JWT" });
         let claims = json!({

@@ -10,6 +10,7 @@
 mod admin;
 mod answer;
 mod asked;
+mod authority;
 mod ca;
 mod configurations;
 mod deploy;
@@ -25,7 +26,8 @@ mod registry;
 mod routes;
 mod wire;
 
-pub use edge::{EdgeHub, EdgeOptions};
+pub use authority::Application;
+pub use edge::{EdgeHub, EdgeOptions, Image};
 pub use mqtt::Message;
 
 use std::{
@@ -103,6 +105,7 @@ struct State {
     line: Mutex<CancellationToken>,
     policies: policies::Policies,
     tenant: entra::Tenant,
+    directory: authority::Directory,
     devices: mqtt::Devices,
     configurations: Mutex<configurations::Configurations>,
     clock: Arc<dyn Clock>,
@@ -224,6 +227,7 @@ impl Emulator {
             line: Mutex::new(stop.child_token()),
             policies,
             tenant,
+            directory: authority::Directory::new(),
             devices: mqtt::Devices::new(&ca::names(&names)),
             configurations: Mutex::default(),
             clock,
@@ -242,7 +246,9 @@ impl Emulator {
         for device in &options.devices {
             emulator.create_device(device);
         }
-        wire::serve(hub, tls, &state);
+        let asked = state.clone();
+        let gate = Box::new(move || (!asked.is_cut_off()).then(|| asked.line()));
+        wire::serve(hub, tls, gate, routes::router(state.clone()), &state);
         admin::serve(admin, &state);
         Ok(emulator)
     }

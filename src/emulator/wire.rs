@@ -1,4 +1,4 @@
-//! The hub's listener: TLS, and connections that can be cut at any moment.
+//! Listeners for HTTPS: TLS, and connections that can be cut at any moment.
 //!
 //! Handshakes run beside each other with a time limit, so a half-open client holds up nobody. Each connection carries
 //! a token; once that is cancelled, neither another byte goes out nor in, which is how an outage and a lost answer look
@@ -15,6 +15,7 @@ use std::{
 };
 
 use axum::{
+    Router,
     extract::connect_info::Connected,
     serve::{IncomingStream, Listener},
 };
@@ -27,27 +28,34 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{State, routes};
+use super::{State, mqtt::Gate};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Serves the hub's API until the state's stop token is cancelled.
-pub(super) fn serve(listener: TcpListener, tls: Arc<ServerConfig>, state: &Arc<State>) {
+/// Serves `router` until the state's stop token is cancelled. `gate` lets connections in.
+pub(super) fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    gate: Gate,
+    router: Router,
+    state: &Arc<State>,
+) {
     let address = listener.local_addr();
     let (ready, connections) = mpsc::channel(16);
-    state.tasks.spawn(accept(listener, TlsAcceptor::from(tls), ready, state.clone()));
+    state.tasks.spawn(accept(listener, TlsAcceptor::from(tls), gate, ready, state.clone()));
     let listener = Ready { connections, address: address.ok() };
-    let service = routes::router(state.clone()).into_make_service_with_connect_info::<Peer>();
+    let service = router.into_make_service_with_connect_info::<Peer>();
     let stop = state.stop.clone();
     state.tasks.spawn(async move {
         let served = axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await;
-        tracing::debug!(?served, "the emulated hub stopped serving");
+        tracing::debug!(?served, "an emulated service stopped serving");
     });
 }
 
 async fn accept(
     listener: TcpListener,
     tls: TlsAcceptor,
+    gate: Gate,
     ready: mpsc::Sender<(Wire, SocketAddr)>,
     state: Arc<State>,
 ) {
@@ -61,11 +69,7 @@ async fn accept(
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let cut = state.line();
-        if state.is_cut_off() {
-            drop(tcp);
-            continue;
-        }
+        let Some(cut) = gate() else { continue };
         let _no_delay = tcp.set_nodelay(true).is_ok();
         let (tls, ready) = (tls.clone(), ready.clone());
         state.tasks.spawn(async move {

@@ -1,11 +1,14 @@
-//! Tokens of Entra ID from this machine's own identity: Azure Arc's agent, or a virtual machine's metadata service.
+//! Tokens of Entra ID: from this machine's own identity (Azure Arc's agent, or a virtual machine's metadata service), or from the
+//! directory itself for a registered application (`entra/client.rs`).
 //!
-//! Nothing secret is configured or stored: the agent hands out tokens for an hour or a day, and what they may do is said
-//! by a role assignment at the hub. Both services speak plain HTTP, so only addresses that never leave the machine are
-//! asked (loopback and link-local), proxies are not used and redirects are not followed. Arc proves who may ask by a file that
-//! only its group can read; which file is the agent's word, so it must lie in the agent's own folder and be small.
+//! With the machine's own identity nothing secret is configured or stored: the agent hands out tokens for an hour or a day, and
+//! what they may do is said by a role assignment at the hub. Both services speak plain HTTP, so only addresses that never leave
+//! the machine are asked (loopback and link-local), proxies are not used and redirects are not followed. Arc proves who may ask
+//! by a file that only its group can read; which file is the agent's word, so it must lie in the agent's own folder and be small.
 //! A token is kept until five sixths of its life are over, and after that for as long as it holds if no newer one can
 //! be had. This file makes no requests to the hub.
+
+pub mod client;
 
 use std::{
     fmt, io,
@@ -23,9 +26,11 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::{io::AsyncReadExt, sync::Mutex};
 
+use self::client::Registered;
 use super::{
     Error,
     sas::{Secret, Tokens},
+    settings::Registration,
 };
 use crate::clock::{Clock, Moment};
 
@@ -51,7 +56,7 @@ const LIFE_MAX: u64 = 7 * 86_400;
 pub enum TokenSource {
     /// The key of a shared access policy.
     Sas(Tokens),
-    /// This machine's identity.
+    /// An identity of Entra ID.
     Entra(Entra),
 }
 
@@ -61,7 +66,8 @@ impl TokenSource {
     /// Dropping the future gives up asking; the next call asks anew.
     ///
     /// # Errors
-    /// [`Error::NoToken`], never for a policy's key.
+    /// Never for a policy's key. [`Error::NoToken`]; for an application's identity also what tells that the directory cannot
+    /// be reached or is not trusted.
     pub async fn authorization(&self, clock: &dyn Clock) -> Result<Secret, Error> {
         match self {
             TokenSource::Sas(tokens) => Ok(tokens.get(clock).into()),
@@ -84,6 +90,9 @@ pub enum Unfit {
     /// Not `http://` with a host.
     #[error("is not an address that begins with http://")]
     NotHttp,
+    /// Not `https://` with a host and nothing after it.
+    #[error("is not https:// and a host alone")]
+    NotHttps,
     /// Tokens would cross a network in plain text.
     #[error("leaves this machine; a token service is on localhost or a link-local address")]
     Remote,
@@ -92,7 +101,7 @@ pub enum Unfit {
     Client(String),
 }
 
-/// This machine's identity.
+/// An identity that is given tokens.
 pub struct Entra {
     client: Client,
     endpoint: Url,
@@ -104,6 +113,7 @@ pub struct Entra {
 enum Place {
     Arc { folder: PathBuf },
     Imds,
+    Client(Registered),
 }
 
 #[derive(Default)]
@@ -121,23 +131,7 @@ struct Current {
 
 impl fmt::Debug for Entra {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Entra({} at {})", self.place.name(), self.endpoint)
-    }
-}
-
-impl Place {
-    fn name(&self) -> &'static str {
-        match self {
-            Place::Arc { .. } => "Azure Arc's agent",
-            Place::Imds => "the metadata service",
-        }
-    }
-
-    fn api_version(&self) -> &'static str {
-        match self {
-            Place::Arc { .. } => "2020-06-01",
-            Place::Imds => "2018-02-01",
-        }
+        write!(f, "Entra({} at {})", self.name(), self.endpoint)
     }
 }
 
@@ -154,7 +148,7 @@ impl Entra {
         clock: Arc<dyn Clock>,
     ) -> Result<Entra, Unfit> {
         let folder = folder.unwrap_or(Path::new(ARC_FOLDER)).to_owned();
-        Self::new(endpoint.unwrap_or(ARC), Place::Arc { folder }, timeout, clock)
+        Self::local(endpoint.unwrap_or(ARC), "2020-06-01", Place::Arc { folder }, timeout, clock)
     }
 
     /// The identity of a virtual machine in Azure. `endpoint` is the usual one unless given; `client_id` picks one of several
@@ -168,47 +162,50 @@ impl Entra {
         timeout: Duration,
         clock: Arc<dyn Clock>,
     ) -> Result<Entra, Unfit> {
-        let mut entra = Self::new(endpoint.unwrap_or(IMDS), Place::Imds, timeout, clock)?;
+        let mut entra = Self::local(endpoint.unwrap_or(IMDS), "2018-02-01", Place::Imds, timeout, clock)?;
         if let Some(client_id) = client_id {
             entra.endpoint.query_pairs_mut().append_pair("client_id", client_id);
         }
         Ok(entra)
     }
 
-    fn new(endpoint: &str, place: Place, timeout: Duration, clock: Arc<dyn Clock>) -> Result<Entra, Unfit> {
-        let mut endpoint = Url::parse(endpoint).map_err(|_| Unfit::NotHttp)?;
-        let host = endpoint.host_str().ok_or(Unfit::NotHttp)?;
-        if endpoint.scheme() != "http" {
-            return Err(Unfit::NotHttp);
-        }
-        let here = match host.trim_matches(['[', ']']).parse() {
-            Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_link_local(),
-            Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unicast_link_local(),
-            Err(_) => host == "localhost",
-        };
-        if !here {
-            return Err(Unfit::Remote);
-        }
-        endpoint
-            .query_pairs_mut()
-            .append_pair("api-version", place.api_version())
-            .append_pair("resource", RESOURCE);
-        // Never used, but reqwest wants to know one: no TLS is spoken and nobody trusted.
-        let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|why| Unfit::Client(why.to_string()))?
-            .with_root_certificates(RootCertStore::empty())
-            .with_no_client_auth();
-        let client = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("quorate/", env!("CARGO_PKG_VERSION")))
-            .timeout(timeout)
-            .pool_max_idle_per_host(0)
-            .build()
-            .map_err(|why| Unfit::Client(innermost(&why)))?;
+    /// The identity of a registered application, whose directory is asked over TLS and trusted by `roots`. `timeout` is for one
+    /// token. Nothing is read or asked yet.
+    ///
+    /// # Errors
+    /// [`Unfit`], if the authority is.
+    pub fn client(
+        registration: &Registration,
+        roots: RootCertStore,
+        timeout: Duration,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Entra, Unfit> {
+        let endpoint = client::endpoint(registration).ok_or(Unfit::NotHttps)?;
+        let client = http_client(roots, timeout, true)?;
+        let place = Place::Client(Registered::new(registration.clone(), timeout));
         Ok(Entra { client, endpoint, place, clock, kept: Mutex::default() })
+    }
+
+    fn local(
+        endpoint: &str,
+        api_version: &str,
+        place: Place,
+        timeout: Duration,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Entra, Unfit> {
+        let mut endpoint = on_this_machine(endpoint)?;
+        endpoint.query_pairs_mut().append_pair("api-version", api_version).append_pair("resource", RESOURCE);
+        // No TLS is spoken, so nobody needs to be trusted.
+        let client = http_client(RootCertStore::empty(), timeout, false)?;
+        Ok(Entra { client, endpoint, place, clock, kept: Mutex::default() })
+    }
+
+    fn name(&self) -> &str {
+        match &self.place {
+            Place::Arc { .. } => "Azure Arc's agent",
+            Place::Imds => "the metadata service",
+            Place::Client(_) => self.endpoint.host_str().unwrap_or("the directory"),
+        }
     }
 
     async fn authorization(&self) -> Result<Secret, Error> {
@@ -230,9 +227,9 @@ impl Entra {
             }
             Err(why) => {
                 let Some(current) = held else {
-                    return Err(Error::NoToken(format!("{}: {why}", self.place.name())));
+                    return Err(why);
                 };
-                tracing::debug!(from = self.place.name(), %why, "no newer token; the older one still holds");
+                tracing::debug!(from = self.name(), %why, "no newer token; the older one still holds");
                 let header = current.header.clone();
                 kept.quiet_until = self.clock.now() + PAUSE;
                 Ok(header)
@@ -241,7 +238,14 @@ impl Entra {
     }
 
     /// Asks for a token; with how long it is good for.
-    async fn fetch(&self) -> Result<(Secret, Duration), String> {
+    async fn fetch(&self) -> Result<(Secret, Duration), Error> {
+        if let Place::Client(registered) = &self.place {
+            return registered.fetch(&self.client, &self.endpoint).await;
+        }
+        self.fetch_here().await.map_err(|why| Error::NoToken(format!("{}: {why}", self.name())))
+    }
+
+    async fn fetch_here(&self) -> Result<(Secret, Duration), String> {
         let mut answer = self.ask(None).await?;
         if let Place::Arc { folder } = &self.place {
             let key = challenged(&answer, folder).await?;
@@ -269,6 +273,42 @@ impl Entra {
             format!("it cannot be asked: {said}")
         })
     }
+}
+
+/// An address that does not leave this machine.
+///
+/// # Errors
+/// [`Unfit`], if it may.
+pub fn on_this_machine(endpoint: &str) -> Result<Url, Unfit> {
+    let endpoint = Url::parse(endpoint).map_err(|_| Unfit::NotHttp)?;
+    let host = endpoint.host_str().ok_or(Unfit::NotHttp)?;
+    if endpoint.scheme() != "http" {
+        return Err(Unfit::NotHttp);
+    }
+    let here = match host.trim_matches(['[', ']']).parse() {
+        Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_link_local(),
+        Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unicast_link_local(),
+        Err(_) => host == "localhost",
+    };
+    if here { Ok(endpoint) } else { Err(Unfit::Remote) }
+}
+
+fn http_client(roots: RootCertStore, timeout: Duration, https_only: bool) -> Result<Client, Unfit> {
+    let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|why| Unfit::Client(why.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .https_only(https_only)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("quorate/", env!("CARGO_PKG_VERSION")))
+        .timeout(timeout)
+        .pool_max_idle_per_host(0)
+        .build()
+        .map_err(|why| Unfit::Client(innermost(&why)))
 }
 
 /// The proof that Arc's agent asks for, from the file that it names.

@@ -268,22 +268,27 @@ impl RestHub {
 
     /// No answer, or not all of it.
     fn broken(&self, why: reqwest::Error) -> Error {
-        let why = why.without_url();
-        if let Some(tls) = cause::<rustls::Error>(&why) {
-            return tls_error(tls);
-        }
-        if why.is_connect() {
-            return Error::Unreachable(if why.is_timeout() {
-                "no connection within the time allowed".into()
-            } else {
-                innermost(&why)
-            });
-        }
-        if why.is_timeout() {
-            return Error::TimedOut { after: self.timeout };
-        }
-        Error::Unreachable(format!("the connection broke: {}", innermost(&why)))
+        broken(why, self.timeout)
     }
+}
+
+/// What a request that got no answer, or not all of it, met. It names no address.
+pub(super) fn broken(why: reqwest::Error, timeout: Duration) -> Error {
+    let why = why.without_url();
+    if let Some(tls) = cause::<rustls::Error>(&why) {
+        return tls_error(tls);
+    }
+    if why.is_connect() {
+        return Error::Unreachable(if why.is_timeout() {
+            "no connection within the time allowed".into()
+        } else {
+            innermost(&why)
+        });
+    }
+    if why.is_timeout() {
+        return Error::TimedOut { after: timeout };
+    }
+    Error::Unreachable(format!("the connection broke: {}", innermost(&why)))
 }
 
 impl Hub for RestHub {
@@ -321,15 +326,20 @@ impl Hub for RestHub {
 
 /// The hub's host, and where tokens for it come from.
 fn source(settings: &Settings, clock: &Arc<dyn Clock>) -> Result<(String, TokenSource), Fault> {
-    let Some(identity) = settings.identity else {
+    let Some(identity) = &settings.identity else {
         let credentials = credentials(settings)?;
         return Ok((credentials.host().to_owned(), TokenSource::Sas(Tokens::new(credentials))));
     };
     // Arc is asked twice for a token, and the hub after that: all of it within twice the time of a call.
     let (timeout, clock) = (settings.timeout / 2, clock.clone());
     let source = match identity {
-        Identity::Arc => Entra::arc(None, None, timeout, clock),
-        Identity::Imds => Entra::imds(None, None, timeout, clock),
+        Identity::Arc { endpoint } => Entra::arc(endpoint.as_deref(), None, timeout, clock),
+        Identity::Imds { endpoint, client_id } => {
+            Entra::imds(endpoint.as_deref(), client_id.as_deref(), timeout, clock)
+        }
+        Identity::Client(registration) => {
+            Entra::client(registration, roots(settings.ca_file.as_deref())?, timeout, clock)
+        }
     };
     let fault = |setting, problem, advice: &str| Fault { setting, problem, advice: advice.to_owned() };
     let source =

@@ -14,6 +14,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use ring::hmac;
+use zeroize::Zeroizing;
 
 use crate::clock::{Clock, Moment};
 
@@ -25,9 +26,9 @@ const RENEW: Duration = Duration::from_secs(3000);
 /// What stays as it is in a percent-encoded part of a token: the unreserved characters of RFC 3986.
 pub const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A text that is never shown.
+/// A text that is never shown, and overwritten once it is no longer used.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// The text itself. Hand it to nothing that prints.
@@ -38,7 +39,7 @@ impl Secret {
 
 impl From<String> for Secret {
     fn from(text: String) -> Self {
-        Secret(text)
+        Secret(Zeroizing::new(text))
     }
 }
 

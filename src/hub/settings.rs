@@ -46,14 +46,40 @@ impl MirrorKind {
     }
 }
 
-/// Which identity of this machine the service API is asked with instead of a policy's key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which identity of Entra ID the service API is asked with instead of a policy's key.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Identity {
-    /// Azure Arc's agent on this device.
-    Arc,
-    /// The instance metadata service of a virtual machine in Azure.
-    Imds,
+    /// This machine's, from Azure Arc's agent.
+    Arc {
+        /// `IDENTITY_ENDPOINT`, which the agent sets beside `IMDS_ENDPOINT`; its usual place without.
+        endpoint: Option<String>,
+    },
+    /// This machine's, from the instance metadata service of a virtual machine in Azure.
+    Imds {
+        /// Below `AZURE_POD_IDENTITY_AUTHORITY_HOST`; the service's usual place without.
+        endpoint: Option<String>,
+        /// `client_id`: which identity, if the machine has several.
+        client_id: Option<String>,
+    },
+    /// A registered application's, with a secret.
+    Client(Registration),
 }
+
+/// A registered application, as which the sidecar asks for tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// `tenant`: the directory's id or one of its domains.
+    pub tenant: String,
+    /// `client_id`: the application's id.
+    pub client_id: String,
+    /// `client_secret_file`: a file with the secret's value and nothing else, closed to other users. Read for each token.
+    pub secret_file: PathBuf,
+    /// `authority`: `https://` and a host. Default [`AUTHORITY`].
+    pub authority: String,
+}
+
+/// Where tokens are issued in Azure's public cloud.
+pub const AUTHORITY: &str = "https://login.microsoftonline.com";
 
 /// Messages that pass through the sidecar on the owner alone.
 #[derive(Debug, Clone, PartialEq, Eq)]

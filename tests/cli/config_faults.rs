@@ -46,6 +46,11 @@ fn case(name: &str, text: &str, variables: &[(&str, &str)]) {
     let good = "HostName=h;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
     fs::write(folder.path().join("good"), good).expect("writes");
     fs::write(folder.path().join("not-pem"), "hello").expect("writes");
+    for (name, mode) in [("client-secret", 0o600), ("open-secret", 0o644)] {
+        let file = folder.path().join(name);
+        fs::write(&file, "c2VjcmV0").expect("writes");
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).expect("is ours");
+    }
     fs::write(folder.path().join("quorate.toml"), text.replace("/etc/quorate", &place)).expect("writes");
     let said = faults(folder.path(), "quorate.toml", variables);
     assert!(!said.contains("c2VjcmV0"), "a secret is shown: {said}");
@@ -232,6 +237,40 @@ fn the_hub() {
         "hub_two_credentials",
         "[hub]\nmirror = \"device-twin\"\nidentity = \"imds\"\nhost = \"h.azure-devices.net\"\n\
          connection_string_file = \"/etc/quorate/good\"\n",
+    );
+    let client = "[hub]\nmirror = \"device-twin\"\nhost = \"h.azure-devices.net\"\nidentity = \"client\"\n";
+    with("hub_client_alone", client);
+    with(
+        "hub_client_parts",
+        &format!(
+            "{client}tenant = \"common\"\nclient_id = \"quorate\"\nauthority = \"http://login.example\"\n\
+             client_secret_file = \"/etc/quorate/open-secret\"\n"
+        ),
+    );
+    with(
+        "hub_client_secret_in_file",
+        &format!(
+            "{client}tenant = \"t.example\"\nclient_id = \"72f988bf-86f1-41af-91ab-2d7cd011db47\"\nclient_secret = \"c2VjcmV0\"\n\
+             client_secret_file = \"/etc/quorate/nothing\"\n"
+        ),
+    );
+    with(
+        "hub_client_strays",
+        "[hub]\nmirror = \"device-twin\"\nhost = \"h.azure-devices.net\"\nidentity = \"arc\"\ntenant = \"t.example\"\n\
+         client_id = \"72f988bf-86f1-41af-91ab-2d7cd011db47\"\nclient_secret_file = \"/etc/quorate/client-secret\"\n",
+    );
+    let remote = ("IDENTITY_ENDPOINT", "http://10.0.0.1/token");
+    case(
+        "hub_remote_identity",
+        SITE,
+        &[
+            ME,
+            ("QUORATE_HUB__MIRROR", "device-twin"),
+            ("QUORATE_HUB__HOST", "h.azure-devices.net"),
+            ("QUORATE_HUB__IDENTITY", "arc"),
+            ("IMDS_ENDPOINT", "http://10.0.0.1"),
+            remote,
+        ],
     );
     with("hub_host_alone", "[hub]\nhost = \"h.azure-devices.net\"\n");
     with(

@@ -15,6 +15,9 @@ fn help_texts() {
         let top = quorate(&["--help"], &[]);
         assert_eq!(top.status.code(), Some(0));
         golden("help/quorate", &text(&top.stdout));
+        let hub = quorate(&["emulate", "hub", "--help"], &[]);
+        assert_eq!(hub.status.code(), Some(0));
+        golden("help/emulate-hub", &text(&hub.stdout));
     }
     for command in commands {
         let help = quorate(&[command, "--help"], &[]);
@@ -40,6 +43,8 @@ fn a_wrong_command_line_exits_64() {
         vec!["prefer", "edge-1", "--none"],
         vec!["pause", "edge-1"],
         vec!["leader", "extra"],
+        vec!["emulate", "hub", "--edge", "edge-1"],
+        vec!["emulate", "hub", "--edge", "edge-1=f", "--module", "a/b"],
         vec!["leader", "--endpoint", "https://10.0.0.1:7601"],
     ] {
         let output = quorate(&wrong, &[]);

@@ -7,9 +7,15 @@ mod edge;
 #[cfg(feature = "emulator")]
 mod edge_http;
 #[cfg(feature = "emulator")]
+mod edge_runtime;
+#[cfg(feature = "emulator")]
 mod entra;
 #[cfg(feature = "emulator")]
+mod entra_client;
+#[cfg(feature = "emulator")]
 mod fleet;
+#[cfg(feature = "emulator")]
+mod hostile_twins;
 #[cfg(feature = "emulator")]
 mod http;
 #[cfg(feature = "emulator")]

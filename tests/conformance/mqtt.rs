@@ -233,6 +233,48 @@ async fn silence_ends_a_link() {
 }
 
 #[tokio::test]
+async fn whatever_is_sent_only_its_own_link_suffers() {
+    let bench = Bench::start();
+    let mut good = bench.join(&ha(), &[RES]).await;
+    let hello = || Packet::Connect(bench.connect(&Target::device("edge-1")));
+    let bytes = |packet: &Packet| {
+        let mut bytes = bytes::BytesMut::new();
+        packet.write(&mut bytes);
+        bytes.to_vec()
+    };
+    let (flood, portal) = ([0xc0; 5000], [&b"GET / HTTP/1.1\r\n"[..], &[b'x'; 200]].concat());
+    let hostile: [&[u8]; 8] = [
+        &[0xff; 64],
+        &portal,
+        // A length of five bytes, one of 256 MB, a server's packet, an empty subscription, a message before the introduction.
+        &[0x10, 0xff, 0xff, 0xff, 0xff, 0x01],
+        &[0x30, 0xff, 0xff, 0xff, 0x7f, 0x00],
+        &[0x20, 0x02, 0x00, 0x00],
+        &[0x82, 0x02, 0x00, 0x01],
+        &[0x30, 0x03, 0x00, 0x01, b'a'],
+        &flood,
+    ];
+    for first in [vec![], bytes(&hello())] {
+        for bytes in hostile {
+            let mut client = bench.dial().await;
+            client.bytes(&first).await;
+            client.bytes(bytes).await;
+            client.ended().await;
+        }
+    }
+    // Introduced twice, acknowledging what was never sent, and half a packet with nobody behind it.
+    let mut client = bench.dial().await;
+    client.bytes(&[bytes(&hello()), bytes(&Packet::PubAck(7)), bytes(&hello())].concat()).await;
+    client.ended().await;
+    let mut half = bench.dial().await;
+    half.bytes(&bytes(&hello())[..9]).await;
+    drop(half);
+    report(&mut good, "r", &json!({ "still": "here" })).await;
+    good.message().await.expect("an answer");
+    assert_eq!(bench.reported()["still"], "here");
+}
+
+#[tokio::test]
 async fn methods_reach_who_takes_them() {
     let bench = Bench::start();
     let call = |body: Value| call(&bench, "/twins/edge-1/modules/ha/methods", body);

@@ -68,7 +68,7 @@ pub(super) struct Hub {
     pub(super) folder: tempfile::TempDir,
     /// Empty for a hub without emulated devices.
     pub(super) edges: Vec<EdgeHub>,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 impl Hub {
@@ -103,7 +103,7 @@ impl Hub {
         std::fs::write(folder.path().join("ca.pem"), emulator.ca_pem()).expect("writes");
         std::fs::write(folder.path().join("connection-string"), emulator.service_connection_string())
             .expect("writes");
-        Hub { emulator, folder, edges, _runtime: runtime }
+        Hub { emulator, folder, edges, runtime }
     }
 
     pub(super) fn section(&self) -> String {
@@ -113,6 +113,46 @@ impl Hub {
             self.folder.path().join("connection-string").display(),
             self.folder.path().join("ca.pem").display(),
         )
+    }
+
+    /// The same without any key of the hub's: with this identity, and more below it.
+    pub(super) fn identity_section(&self, identity: &str, more: &str) -> String {
+        format!(
+            "[hub]\nmirror = \"device-twin\"\nrefresh = \"2s\"\nhost = \"localhost:{}\"\nca_file = \"{}\"\n\
+             identity = \"{identity}\"\n{more}",
+            self.emulator.address().port(),
+            self.folder.path().join("ca.pem").display(),
+        )
+    }
+
+    /// The same as the registered application of the emulated directory, whose secret is written into a file.
+    pub(super) fn application_section(&self) -> String {
+        let _inside = self.runtime.enter();
+        let authority = self.emulator.serve_authority(loopback()).expect("serves");
+        let application = self.emulator.application();
+        let file = self.folder.path().join("client-secret");
+        self.write_secret(application.secret.reveal());
+        let more = format!(
+            "tenant = \"{}\"\nclient_id = \"{}\"\nclient_secret_file = \"{}\"\nauthority = \"https://localhost:{}\"\n",
+            application.tenant,
+            application.client_id,
+            file.display(),
+            authority.port()
+        );
+        self.identity_section("client", &more)
+    }
+
+    pub(super) fn write_secret(&self, secret: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = self.folder.path().join("client-secret");
+        std::fs::write(&file, secret).expect("writes");
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("is ours");
+    }
+
+    /// The token services of machines, on loopback.
+    pub(super) fn serve_identity(&self) -> std::net::SocketAddr {
+        let _inside = self.runtime.enter();
+        self.emulator.serve_identity(loopback(), &self.folder.path().join("tokens")).expect("serves")
     }
 
     /// What the device's twin shows, and what its sidecar's own does.

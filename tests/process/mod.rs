@@ -3,14 +3,20 @@
 mod cgroup;
 mod demo;
 mod disk;
+#[cfg(feature = "emulator")]
+mod edge_cli;
 mod fencer;
 mod folders;
 mod footing;
 mod forgery;
 #[cfg(feature = "emulator")]
+mod hostile_broker;
+#[cfg(feature = "emulator")]
 mod hub;
 #[cfg(feature = "emulator")]
 mod hub_trouble;
+#[cfg(feature = "emulator")]
+mod identity;
 mod last_line;
 mod lifecycle;
 mod listeners;

@@ -130,6 +130,90 @@ fn sidecars_without_any_credential_tell_the_cloud_who_owns() {
 }
 
 #[test]
+fn a_check_tries_the_way_to_the_edgehub_and_leaves_the_link_alone() {
+    let cloud = Cloud::start();
+    let (mut site, owner, epoch) = site(&cloud, "");
+    until("the cloud to know the owner", || (0..3).all(|n| cloud.shows(n, owner, epoch)).then_some(()));
+    let links = cloud.edges[owner].connections();
+    let check = |site: &Site, n: usize| -> Vec<(String, Option<String>)> {
+        let mut check = super::site::quorate();
+        let output = check
+            .args(["check", "--seconds", "1", "--json"])
+            .envs(site.environment(n))
+            .output()
+            .expect("starts");
+        let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let text = |json: &Value| json.as_str().map(str::to_owned);
+        let tried = said["hub"].as_array().expect("a list").iter();
+        tried.map(|tried| (text(&tried["what"]).expect("a text"), text(&tried["error"]))).collect()
+    };
+    let address = cloud.edges[owner].address();
+    let good = [
+        (format!("a signature for the module edge-{}/{MODULE}", owner + 1), None),
+        (format!("MQTT over TLS at {address}"), None),
+    ];
+    assert_eq!(check(&site, owner), good);
+    assert_eq!(cloud.edges[owner].connections(), links, "nobody has introduced itself a second time");
+    assert!(cloud.edges[owner].is_connected(MODULE));
+    // Another module's socket does not sign for this one, and where nobody listens there is no way.
+    let other = hub::environment(&cloud.edges[owner], "work");
+    site.tell(owner, "IOTEDGE_WORKLOADURI", other["IOTEDGE_WORKLOADURI"].clone());
+    site.tell(owner, "IOTEDGE_GATEWAYHOSTNAME", loopback().local_addr().expect("an address").to_string());
+    let said = check(&site, owner);
+    assert!(said[0].1.as_ref().is_some_and(|why| why.contains("forbidden")), "{said:?}");
+    assert!(said[1].1.as_ref().is_some_and(|why| why.contains("refused")), "{said:?}");
+    assert_eq!(site.owner(0), (owner, epoch));
+}
+
+#[test]
+fn whatever_the_cloud_writes_into_the_module_twin_moves_nothing() {
+    let cloud = Cloud::start();
+    let (site, owner, epoch) = site(&cloud, "commands = \"all\"\n");
+    until("the cloud to know the owner", || (0..3).all(|n| cloud.shows(n, owner, epoch)).then_some(()));
+    let now = BootClock.wall_ms();
+    let at = |ms: u64| wall::rfc3339(ms);
+    let to = format!("edge-{}", (owner + 1) % 3 + 1);
+    let target = Cloud::target(owner, MODULE);
+    let deep = (0..7).fold(json!(1), |inner, _| json!({ "d": inner }));
+    // Some hostile ones, then a well-formed order that has to be refused: its outcome shows that those before were read.
+    let hostile = [
+        json!(7),
+        json!("pause"),
+        json!([{"pause": true}]),
+        json!({"pause": 1, "transfer": "edge-2", "drain": [], "prefer": {"id": 7}, "timing": null}),
+        json!({"transfer": {"id": {"a": []}, "to": 4_503_599_627_370_495_i64, "expires": -1, "base_epoch": 1e300}}),
+        json!({"transfer": {"id": "x".repeat(4000), "to": to, "expires": "never"}}),
+        json!({"pause": deep, "unknown": deep}),
+        json!((0..7).map(|n| (format!("s{n}"), json!("x".repeat(4000)))).collect::<serde_json::Map<_, _>>()),
+        json!({"transfer": {"id": "late", "to": to, "expires": at(now - 3_600_000)}}),
+        json!({"transfer": {"id": "stale", "to": to, "expires": at(now + 3_600_000), "base_epoch": epoch + 9}}),
+        json!({"transfer": {"id": "strange", "to": "edge-99", "expires": at(now + 3_600_000)}}),
+    ];
+    for (n, hostile) in hostile.chunks(4).enumerate() {
+        for hostile in hostile {
+            cloud.desire(&target, &json!({"quorate": null}));
+            cloud.desire(&target, &json!({"quorate": hostile}));
+        }
+        cloud.desire(&target, &json!({"quorate": null}));
+        let id = format!("probe-{n}");
+        let probe = json!({"id": id, "to": "edge-98", "expires": at(now + 3_600_000)});
+        cloud.desire(&target, &json!({"quorate": {"transfer": probe}}));
+        let said = until("the probe's outcome", || {
+            let said = cloud.said(owner)?.commands.get("transfer")?.clone();
+            (said["id"] == json!(id)).then_some(said)
+        });
+        assert_eq!(said["outcome"], json!("refused"), "{said}");
+        assert_eq!(site.owner(0), (owner, epoch), "the ownership did not change");
+    }
+    assert!(
+        (0..3)
+            .all(|n| cloud.shows(n, owner, epoch) && cloud.said(n).is_some_and(|said| said.paused.is_none()))
+    );
+    assert!((0..3).all(|n| !site.log(n).contains("panicked")));
+    assert_eq!(site.runs_without_overlap().len(), 1);
+}
+
+#[test]
 fn the_cloud_pauses_and_moves_a_site_that_allows_it() {
     let cloud = Cloud::start();
     let (site, owner, epoch) = site(&cloud, "commands = [\"status\", \"pause\", \"resume\", \"transfer\"]\n");

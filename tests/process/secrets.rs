@@ -79,8 +79,44 @@ fn the_hubs_key_is_found_nowhere_but_in_its_file() {
 
     let mut needles = needles(&key);
     needles.extend(self::needles(&wrong));
+    searched(&site, &needles, Some((site.pid(other), b"QUORATE_HUB__CONNECTION_STRING=")));
+}
+
+#[test]
+fn the_applications_secret_is_found_nowhere_but_in_its_file() {
+    let hub = Hub::start(1);
+    let more = format!("{}[log]\nlevel = \"debug\"\n", hub.application_section());
+    let first = hub.emulator.application().secret;
+    // First a secret that the directory refuses, so that its errors are heard as well.
+    hub.write_secret("wrongwrongwrong+/wrong");
+    let (site, owner, _) = Site::running(Plan { more, ..Plan::default() });
+    until("the refusal", || {
+        Some(site.condition(owner, "hub.unauthorized")).filter(|detail| detail.contains("AADSTS7000215"))
+    });
+    hub.write_secret(first.reveal());
+    site.reports(owner, "the mended secret to be used", |r| r.hub.in_sync);
+    for trouble in [Trouble::TokensExpired, Trouble::Unreachable, Trouble::None] {
+        hub.emulator.trouble(trouble);
+        site.reports(owner, "the trouble", |r| {
+            r.conditions.iter().any(|c| c.name.starts_with("hub.")) == (trouble != Trouble::None)
+        });
+    }
+    let encode = |text: &str| -> String {
+        percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).collect()
+    };
+    let mut needles = Vec::new();
+    for secret in [first.reveal(), "wrongwrongwrong+/wrong"] {
+        needles.extend([secret.as_bytes().to_vec(), encode(secret).into_bytes()]);
+    }
+    // A token is as good as the secret while it lasts: the head of one, as the emulated directory makes them.
+    needles.extend([b"Bearer ey".to_vec(), b"eyJhbGciOiJIUzI1NiIs".to_vec()]);
+    searched(&site, &needles, None);
+}
+
+/// Searches everything that can be seen of a site. `told`: whose environment may hold a variable of this name, and it alone.
+fn searched(site: &Site, needles: &[Vec<u8>], told: Option<(u32, &[u8])>) {
     let clean = |what: &str, bytes: &[u8]| {
-        if let Some(found) = holds(bytes, &needles) {
+        if let Some(found) = holds(bytes, needles) {
             panic!("{what} holds {found:?}");
         }
     };
@@ -108,14 +144,15 @@ fn the_hubs_key_is_found_nowhere_but_in_its_file() {
         let of = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
         clean("a command line", &of("cmdline"));
         let environment = of("environ");
+        let has = |name: &[u8]| environment.split(|b| *b == 0).any(|v| v.starts_with(name));
         // That one, and its short-lived parent that became it.
-        let told = environment.split(|b| *b == 0).any(|v| v.starts_with(b"QUORATE_HUB__CONNECTION_STRING="));
+        let knows = told.is_some_and(|(_, name)| has(name));
         assert!(
-            !told || pid == site.pid(other),
+            !knows || told.is_some_and(|(who, _)| who == pid),
             "{pid} was told: {:?}",
             String::from_utf8_lossy(&of("cmdline"))
         );
-        if !told {
+        if !knows {
             clean("an environment", &environment);
         }
     }

@@ -2,17 +2,26 @@
 //!
 //! Each device's twin is read as the mirror would read it. The sidecar's own module link is deliberately not opened: one identity
 //! has one link, so that would end the link of a sidecar that runs. Asked instead is what can be known without it: whether
-//! somebody signs for the module, and whether anything listens where its link would lead.
+//! somebody signs for the module, and whether whoever listens where its link would lead has a certificate that is trusted. Whether
+//! the token is accepted shows only on the link itself.
 
 use std::{sync::Arc, time::Instant};
 
 use serde::Serialize;
 
 use crate::{
-    clock::BootClock,
+    clock::{BootClock, Clock as _},
     config::Config,
-    hub::{Hub as _, Target, rest::RestHub},
+    hub::{
+        Hub as _, Target,
+        edge::Identity,
+        mqtt::client::{Client, Line},
+        rest::RestHub,
+    },
 };
+
+/// Nobody is shown the token that is signed, so it needs no life to speak of.
+const TOKEN_LIFE_S: u64 = 60;
 
 /// One thing that was tried.
 #[derive(Debug, Serialize)]
@@ -30,6 +39,9 @@ pub(super) async fn tries(config: &Config) -> Vec<Tried> {
     let mut tried = Vec::new();
     if config.hub.mirror.devices() {
         device_twins(config, &mut tried).await;
+    }
+    if config.hub.mirror.modules() {
+        module_twin(config, &mut tried).await;
     }
     tried
 }
@@ -56,6 +68,35 @@ async fn device_twins(config: &Config, tried: &mut Vec<Tried>) {
         let what = format!("the twin of {} at {}{shows}", member.device, hub.name());
         tried.push(Tried { what, took_ms: since(begun), error: read.err().map(|why| why.to_string()) });
     }
+}
+
+async fn module_twin(config: &Config, tried: &mut Vec<Tried>) {
+    let identity = match Identity::open(&config.hub) {
+        Ok(Some(identity)) => identity,
+        Ok(None) => return,
+        Err(fault) => {
+            let error = format!("hub.{}: {}; {}", fault.setting, fault.problem, fault.advice);
+            tried.push(Tried { what: "the module's identity".into(), took_ms: 0, error: Some(error) });
+            return;
+        }
+    };
+    let begun = begin();
+    let signed = identity.token(BootClock.wall_ms() / 1000 + TOKEN_LIFE_S).await;
+    tried.push(Tried {
+        what: format!("a signature for the module {}", identity.target()),
+        took_ms: since(begun),
+        error: signed.err().map(|why| why.to_string()),
+    });
+    let to = identity.gateway().unwrap_or(identity.hub()).to_owned();
+    let line =
+        Line { identity, inputs: false, ca_file: config.hub.ca_file.clone(), timeout: config.hub.timeout };
+    let begun = begin();
+    let shaken = Client::new(line, Arc::new(BootClock)).shake_hands().await;
+    let (at, error) = match shaken {
+        Ok(at) => (at, None),
+        Err(why) => (to, Some(why.to_string())),
+    };
+    tried.push(Tried { what: format!("MQTT over TLS at {at}"), took_ms: since(begun), error });
 }
 
 #[expect(clippy::disallowed_methods, reason = "shown to a person, never decided upon")]

@@ -173,7 +173,7 @@ fn text(
     for hub::Tried { what, took_ms, error } in hub {
         let how = error
             .as_ref()
-            .map_or_else(|| format!("read in {took_ms} ms"), |why| format!("cannot be read: {why}"));
+            .map_or_else(|| format!("works, in {took_ms} ms"), |why| format!("does not work: {why}"));
         let _ = writeln!(text, "hub       {what}: {how}");
     }
     text.push('\n');

@@ -52,7 +52,7 @@ pub(in crate::emulator) struct Gateway {
     pub(super) state: Arc<State>,
     pub(super) device: String,
     pub(super) links: Links,
-    options: EdgeOptions,
+    pub(super) options: EdgeOptions,
     inner: Mutex<Inner>,
     upstream: Queue,
     inputs: Mutex<BTreeMap<String, Arc<Queue>>>,
@@ -127,6 +127,11 @@ impl Gateway {
     /// How many messages wait for the hub.
     pub(super) fn waiting_messages(&self) -> usize {
         self.upstream.len()
+    }
+
+    /// Whether this identity could connect when the hub was last asked.
+    pub(super) fn knows(&self, who: &Target) -> bool {
+        lock(&self.inner).known.contains(who)
     }
 
     /// Works until it is stopped.
@@ -244,20 +249,31 @@ impl Gateway {
             inner.pushed = Some(now);
             inner.twins.take_due()
         };
-        for (name, patch) in due {
+        for (name, patches) in due {
             let who = self.module(&name);
-            let bytes = Value::Object(patch.clone()).to_string().len();
-            let taken = self.is_online()
-                && match self.state.receive(Operation::TwinUpdate, &who, bytes) {
-                    Received::Served { lost, .. } => self.state.report(&who, &patch).is_ok() && !lost,
-                    Received::Turned { .. } | Received::Never => false,
-                };
-            tracing::debug!(%who, taken, "a report was pushed to the hub");
-            if !taken {
-                lock(&self.inner).twins.failed(&name, patch);
+            let mut left = patches.into_iter();
+            while let Some(patch) = left.next() {
+                let taken = self.push_report(&who, &patch);
+                tracing::debug!(%who, taken, "a report was pushed to the hub");
+                if !taken {
+                    lock(&self.inner).twins.failed(&name, std::iter::once(patch).chain(left).collect());
+                    break;
+                }
             }
         }
         None
+    }
+
+    /// Whether the hub is known to have taken it.
+    fn push_report(&self, who: &Target, patch: &Properties) -> bool {
+        if !self.is_online() {
+            return false;
+        }
+        let bytes = Value::Object(patch.clone()).to_string().len();
+        match self.state.receive(Operation::TwinUpdate, who, bytes) {
+            Received::Served { lost, .. } => self.state.report(who, patch).is_ok() && !lost,
+            Received::Turned { .. } | Received::Never => false,
+        }
     }
 
     /// Sends waiting messages to the hub, and says when to come again.

@@ -1,10 +1,15 @@
 //! One IoT Edge device as its modules see it: its edgeHub, and the sockets of its runtime.
 //!
-//! How it is unlike the real one: its edgeHub speaks MQTT alone and keeps its store in memory; it reaches the hub by calling
-//! it, not over a link of its own; there are no nested gateways and no devices behind it. Its certificates are the emulated
+//! How it is unlike the real one: its edgeHub speaks MQTT, and HTTPS for methods alone, and keeps its store in memory; it reaches
+//! the hub by calling it, not over a link of its own; there are no nested gateways and no devices behind it. Modules run as plain
+//! processes, if they run at all (`process.rs`, `agent.rs`). Its certificates are the emulated
 //! hub's authority's, which is also the trust bundle.
 
+mod agent;
 mod gateway;
+mod management;
+mod methods;
+mod process;
 mod queue;
 mod routes;
 mod socket;
@@ -20,6 +25,8 @@ use std::{
 };
 
 pub(super) use self::gateway::Gateway;
+pub use self::process::Image;
+use self::process::Processes;
 use super::{Emulator, Error, ca::Authority, lock, mqtt};
 use crate::{hub::store::Target, id::DeviceId};
 
@@ -35,6 +42,10 @@ pub struct EdgeOptions {
     pub sync_every: Duration,
     /// How long messages wait to be taken.
     pub time_to_live: Duration,
+    /// How often edgeAgent looks after its modules.
+    pub reconcile_every: Duration,
+    /// How long after its first end a module is started again; twice as long after each further one, up to thirty times.
+    pub cool_off: Duration,
 }
 
 impl Default for EdgeOptions {
@@ -44,17 +55,27 @@ impl Default for EdgeOptions {
             report_every: Duration::from_secs(5),
             sync_every: Duration::from_secs(120),
             time_to_live: Duration::from_secs(7200),
+            reconcile_every: Duration::from_secs(5),
+            cool_off: Duration::from_secs(10),
         }
     }
 }
 
-/// A running edgeHub with its device's sockets. Dropping it ends it without waiting; the emulator's end waits for it.
+/// A running edgeHub with its device's sockets and processes. Dropping it ends it without waiting; the emulator's end waits for it.
 pub struct EdgeHub {
+    host: Arc<Host>,
+    address: SocketAddr,
+}
+
+/// What the faces of a device share.
+struct Host {
     gateway: Arc<Gateway>,
     authority: Arc<Authority>,
+    tls: Arc<rustls::ServerConfig>,
+    processes: Arc<Processes>,
     hub: String,
-    address: SocketAddr,
     gateway_name: String,
+    port: u16,
     sockets: Mutex<BTreeMap<String, PathBuf>>,
 }
 
@@ -90,14 +111,19 @@ impl Emulator {
         let face = Arc::new(gateway::Face(gateway.clone()));
         mqtt::serve(listener, &tls, face, gate, &self.state.tasks, stop);
         self.state.tasks.spawn(gateway.clone().work());
-        Ok(EdgeHub {
+        let (clock, tasks) = (self.state.clock.clone(), self.state.tasks.clone());
+        let processes = Arc::new(Processes::new(clock, tasks, gateway.stop.clone()));
+        let host = Host {
             gateway,
             authority: self.authority.clone(),
+            tls,
+            processes,
             hub: self.host.clone(),
-            address,
             gateway_name,
+            port: address.port(),
             sockets: Mutex::default(),
-        })
+        };
+        Ok(EdgeHub { host: Arc::new(host), address })
     }
 }
 
@@ -109,35 +135,83 @@ impl EdgeHub {
 
     /// Its device.
     pub fn device(&self) -> &str {
-        &self.gateway.device
+        &self.host.gateway.device
     }
 
     /// Whether it can reach the cloud, as far as the device's own line is concerned. It can at first.
     pub fn upstream(&self, reachable: bool) {
-        self.gateway.open(reachable);
+        self.host.gateway.open(reachable);
     }
 
     /// Whether this module is connected to it.
     pub fn is_connected(&self, module: &str) -> bool {
-        self.gateway.links.connected(&self.gateway.module(module))
+        self.host.gateway.links.connected(&self.host.gateway.module(module))
+    }
+
+    /// How many links there have been to it.
+    pub fn connections(&self) -> u64 {
+        self.host.gateway.links.joined()
     }
 
     /// Whether something that this module has reported is not known to have reached the hub.
     pub fn holds_back(&self, module: &str) -> bool {
-        self.gateway.waits(module)
+        self.host.gateway.waits(module)
     }
 
     /// How many messages wait for the hub.
     pub fn waiting_messages(&self) -> usize {
-        self.gateway.waiting_messages()
+        self.host.gateway.waiting_messages()
     }
 
     /// Serves a module's own workload API on a socket at `path`, which is made anew. The module is created if need be. Whoever
-    /// may open the socket is taken for the module.
+    /// may open the socket is taken for the module, unless the module runs here (see [`run_modules`](Self::run_modules)).
     ///
     /// # Errors
     /// [`Error::Listener`] if the socket cannot be made.
     pub fn serve_workload(&self, module: &str, path: &Path) -> Result<(), Error> {
+        self.host.serve_workload(module, path)
+    }
+
+    /// Serves direct methods between the device's modules on `listener` (HTTPS). Microsoft's SDKs ask port 443 and no other. Must
+    /// be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Listener`].
+    pub fn serve_methods(&self, listener: TcpListener) -> Result<SocketAddr, Error> {
+        Ok(methods::serve(listener, self.host.tls.clone(), &self.host.gateway)?)
+    }
+
+    /// From now on edgeAgent runs what `$edgeAgent`'s twin wants, from these images and no others; the management API is on
+    /// `mgmt.sock` in `folder`, and each module's workload API on a socket beside it.
+    ///
+    /// # Errors
+    /// [`Error::Listener`] if the socket cannot be made.
+    pub fn run_modules(&self, folder: &Path, images: BTreeMap<String, Image>) -> Result<(), Error> {
+        let Host { gateway, processes, .. } = &*self.host;
+        let management = management::Management { gateway: gateway.clone(), processes: processes.clone() };
+        let path = folder.join("mgmt.sock");
+        socket::serve(&path, Arc::new(management), gateway)?;
+        // Whoever may open it may stop what they like.
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o660))?;
+        lock(&self.host.sockets).insert(String::new(), path);
+        let agent = agent::Agent::new(self.host.clone(), processes.clone(), images, folder.to_owned());
+        gateway.state.tasks.spawn(agent.work());
+        Ok(())
+    }
+
+    /// The main process of a module, while it runs.
+    pub fn process(&self, module: &str) -> Option<i32> {
+        self.host.processes.status(module)?.pid
+    }
+
+    /// What edgeAgent puts into a module's environment. Empty for a module without workload API.
+    pub fn environment(&self, module: &str) -> BTreeMap<String, String> {
+        self.host.environment(module)
+    }
+}
+
+impl Host {
+    fn serve_workload(&self, module: &str, path: &Path) -> Result<(), Error> {
         let at = self.gateway.state.stamp();
         let target = self.gateway.module(module);
         let created = lock(&self.gateway.state.store).create(&target, false, at).is_ok();
@@ -146,6 +220,7 @@ impl EdgeHub {
         let workload = workload::Workload {
             gateway: self.gateway.clone(),
             authority: self.authority.clone(),
+            processes: self.processes.clone(),
             module: module.to_owned(),
         };
         socket::serve(path, Arc::new(workload), &self.gateway)?;
@@ -153,8 +228,13 @@ impl EdgeHub {
         Ok(())
     }
 
-    /// What edgeAgent puts into a module's environment. Empty for a module without workload API.
-    pub fn environment(&self, module: &str) -> BTreeMap<String, String> {
+    /// The same, unless the module has a socket.
+    fn ensure_workload(&self, module: &str, path: &Path) -> Result<(), Error> {
+        let has = lock(&self.sockets).contains_key(module);
+        if has { Ok(()) } else { self.serve_workload(module, path) }
+    }
+
+    fn environment(&self, module: &str) -> BTreeMap<String, String> {
         let Some(socket) = lock(&self.sockets).get(module).cloned() else { return BTreeMap::new() };
         let target = self.gateway.module(module);
         let generation = lock(&self.gateway.state.store).get(&target).map(super::registry::generation);
@@ -172,12 +252,23 @@ impl EdgeHub {
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
     }
+
+    /// The same; an edgeHub that is not where it should be is named with its port.
+    fn environment_with_port(&self, module: &str) -> BTreeMap<String, String> {
+        let mut variables = self.environment(module);
+        if self.port != 8883
+            && let Some(gateway) = variables.get_mut("IOTEDGE_GATEWAYHOSTNAME")
+        {
+            *gateway = format!("{gateway}:{}", self.port);
+        }
+        variables
+    }
 }
 
 impl Drop for EdgeHub {
     fn drop(&mut self) {
-        self.gateway.stop.cancel();
-        for socket in lock(&self.sockets).values() {
+        self.host.gateway.stop.cancel();
+        for socket in lock(&self.host.sockets).values() {
             let _removed = std::fs::remove_file(socket).is_ok();
         }
     }

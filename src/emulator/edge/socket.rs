@@ -8,9 +8,10 @@ use std::{future::Future, io, path::Path, pin::Pin, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::{Body, to_bytes},
-    extract::{Request, State as Shared},
+    extract::{ConnectInfo, Request, State as Shared, connect_info::Connected},
     http::{HeaderValue, Method, StatusCode, header},
     response::Response,
+    serve::IncomingStream,
 };
 use bytes::Bytes;
 use percent_encoding::percent_decode_str;
@@ -31,6 +32,18 @@ pub(super) struct Asked {
     pub(super) method: Method,
     pub(super) path: Vec<String>,
     pub(super) body: Bytes,
+    /// Who has connected, as the kernel has it.
+    pub(super) caller: Option<i32>,
+}
+
+/// The process at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Caller(Option<i32>);
+
+impl Connected<IncomingStream<'_, UnixListener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Caller {
+        Caller(stream.io().peer_cred().ok().and_then(|peer| peer.pid()))
+    }
 }
 
 /// What is answered: a status, and a body unless there is none.
@@ -54,6 +67,7 @@ pub(super) fn serve(path: &Path, api: Arc<dyn Api>, gateway: &Arc<Gateway>) -> i
     }
     let listener = UnixListener::bind(path)?;
     let router = Router::new().fallback(handle).with_state(api);
+    let router = router.into_make_service_with_connect_info::<Caller>();
     let stop = gateway.stop.clone();
     gateway.state.tasks.spawn(async move {
         tokio::select! {
@@ -66,7 +80,11 @@ pub(super) fn serve(path: &Path, api: Arc<dyn Api>, gateway: &Arc<Gateway>) -> i
     Ok(())
 }
 
-async fn handle(Shared(api): Shared<Arc<dyn Api>>, request: Request) -> Response {
+async fn handle(
+    Shared(api): Shared<Arc<dyn Api>>,
+    ConnectInfo(Caller(caller)): ConnectInfo<Caller>,
+    request: Request,
+) -> Response {
     let (parts, body) = request.into_parts();
     let (status, body) = match version(parts.uri.query().unwrap_or_default()) {
         Err(given) => given,
@@ -76,7 +94,7 @@ async fn handle(Shared(api): Shared<Arc<dyn Api>>, request: Request) -> Response
             Ok(Ok(body)) => {
                 let path = parts.uri.path().trim_matches('/').split('/');
                 let decode = |part: &str| percent_decode_str(part).decode_utf8_lossy().into_owned();
-                let asked = Asked { method: parts.method, path: path.map(decode).collect(), body };
+                let asked = Asked { method: parts.method, path: path.map(decode).collect(), body, caller };
                 api.answer(asked).await
             }
         },

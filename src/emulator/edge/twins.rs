@@ -1,7 +1,8 @@
 //! The twins that an edgeHub keeps: the last copy of each, and what has not reached the hub yet.
 //!
 //! A value without clock and network. What a module reports is taken at once, merged with what waits already, and pushed
-//! later; a push that fails stays, and is tried again only when something asks for it.
+//! later; a push that fails stays, and is tried again only when something asks for it. What cannot be merged is pushed one after
+//! the other: no one patch says that an object goes and another of the same name comes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +22,7 @@ struct Stored {
     /// The last copy, with what the module has reported since.
     twin: Option<Twin>,
     /// Reported and not known to have reached the hub; `null` deletes.
-    pending: Properties,
+    pending: Vec<Properties>,
     /// When the copy was last compared with the hub's after an absence.
     synced: Option<Moment>,
 }
@@ -68,7 +69,7 @@ impl Twins {
             stored.twin.clone().unwrap_or_else(|| Twin::new(device, Some(module), String::new(), at));
         twin.report(patch, at)?;
         stored.twin = Some(twin);
-        overlay(&mut stored.pending, patch);
+        add(&mut stored.pending, patch);
         self.due.insert(module.to_owned());
         Ok(())
     }
@@ -90,8 +91,8 @@ impl Twins {
         self.stored.get(module).is_some_and(|stored| !stored.pending.is_empty())
     }
 
-    /// What is due, to be pushed now. Each has to be given back if that fails.
-    pub(super) fn take_due(&mut self) -> Vec<(String, Properties)> {
+    /// What is due, to be pushed now, each module's in this order. What is not taken has to be given back.
+    pub(super) fn take_due(&mut self) -> Vec<(String, Vec<Properties>)> {
         let due = std::mem::take(&mut self.due);
         due.into_iter()
             .filter_map(|module| {
@@ -101,11 +102,12 @@ impl Twins {
             .collect()
     }
 
-    /// A push has failed: it waits, under what was reported since.
-    pub(super) fn failed(&mut self, module: &str, patch: Properties) {
+    /// A push has failed: it and those after it wait, under what was reported since.
+    pub(super) fn failed(&mut self, module: &str, patches: Vec<Properties>) {
         let stored = self.stored.entry(module.to_owned()).or_default();
-        let newer = std::mem::replace(&mut stored.pending, patch);
-        overlay(&mut stored.pending, &newer);
+        for newer in std::mem::replace(&mut stored.pending, patches) {
+            add(&mut stored.pending, &newer);
+        }
     }
 
     /// Compares the copy with the hub's twin after an absence, unless that was done within `floor`. Returns the patch that a
@@ -128,6 +130,23 @@ impl Twins {
         }
         Some((difference(&before.desired.values, &twin.desired.values), twin.desired.version))
     }
+}
+
+/// Puts a patch after those that wait.
+fn add(pending: &mut Vec<Properties>, patch: &Properties) {
+    match pending.last_mut() {
+        Some(last) if merges(last, patch) => overlay(last, patch),
+        _ => pending.push(patch.clone()),
+    }
+}
+
+/// Whether both can be one: nowhere does the second add to an object that the first has deleted or replaced.
+fn merges(first: &Properties, second: &Properties) -> bool {
+    second.iter().all(|(key, value)| match (first.get(key), value) {
+        (Some(Value::Object(below)), Value::Object(inner)) => merges(below, inner),
+        (Some(_), Value::Object(_)) => false,
+        _ => true,
+    })
 }
 
 /// Merges `patch` over `target` and keeps what it deletes as `null`.
@@ -168,14 +187,14 @@ mod tests {
         assert!(report(&mut twins, json!({"a b": 1})).is_err());
         assert_eq!(twins.copy("m").expect("a copy").reported.values, map(json!({"a": {"y": 1}, "b": 2})));
         let due = twins.take_due();
-        assert_eq!(due, [("m".to_owned(), map(json!({"a": {"x": null, "y": 1}, "b": 2})))]);
+        assert_eq!(due, [("m".to_owned(), vec![map(json!({"a": {"x": null, "y": 1}, "b": 2}))])]);
         assert!(!twins.waits("m"));
         report(&mut twins, json!({"b": 3})).expect("is taken");
         twins.take_due();
-        twins.failed("m", map(json!({"a": 1, "b": 2})));
+        twins.failed("m", vec![map(json!({"a": 1, "b": 2}))]);
         assert!(twins.waits("m") && !twins.is_due(), "it is not tried again by itself");
         report(&mut twins, json!({"b": 3, "c": 1})).expect("is taken");
-        assert_eq!(twins.take_due(), [("m".to_owned(), map(json!({"a": 1, "b": 3, "c": 1})))]);
+        assert_eq!(twins.take_due(), [("m".to_owned(), vec![map(json!({"a": 1, "b": 3, "c": 1}))])]);
         twins.ask_again("m");
         assert!(!twins.is_due(), "nothing waits");
     }
@@ -184,10 +203,10 @@ mod tests {
     fn a_push_that_fails_does_not_undo_what_came_after() {
         let mut twins = Twins::default();
         twins.report("d", "m", &map(json!({"a": 1, "b": 1})), "t").expect("is taken");
-        let (module, patch) = twins.take_due().remove(0);
+        let (module, patches) = twins.take_due().remove(0);
         twins.report("d", "m", &map(json!({"a": 2})), "t").expect("is taken");
-        twins.failed(&module, patch);
-        assert_eq!(twins.take_due(), [("m".to_owned(), map(json!({"a": 2, "b": 1})))]);
+        twins.failed(&module, patches);
+        assert_eq!(twins.take_due(), [("m".to_owned(), vec![map(json!({"a": 2, "b": 1}))])]);
     }
 
     #[test]
@@ -207,21 +226,51 @@ mod tests {
         assert_eq!(twins.sync("never seen", &twin, s(0), floor), None, "nobody missed anything");
     }
 
+    #[test]
+    fn an_object_that_went_and_came_again_keeps_nothing_of_the_old_one() {
+        let mut twins = Twins::default();
+        let mut hub = map(json!({"a": {"old": 1}}));
+        for patch in [json!({"b": 1}), json!({"a": null}), json!({"a": {"x": 1}}), json!({"b": 2})] {
+            twins.report("d", "m", &map(patch), "t").expect("is taken");
+        }
+        let (module, patches) = twins.take_due().remove(0);
+        assert_eq!(patches.len(), 2, "{patches:?}");
+        // The second push fails, and comes again with what was reported since.
+        merge(&mut hub, &patches[0]);
+        twins.failed(&module, patches[1..].to_vec());
+        twins.report("d", "m", &map(json!({"c": 1})), "t").expect("is taken");
+        for patch in twins.take_due().remove(0).1 {
+            merge(&mut hub, &patch);
+        }
+        assert_eq!(hub, map(json!({"a": {"x": 1}, "b": 2, "c": 1})));
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![Just(Value::Null), (0..3_u8).prop_map(|n| json!(n))];
+        leaf.prop_recursive(2, 6, 2, |inner| {
+            proptest::collection::btree_map("[ab]", inner, 0..3)
+                .prop_map(|map| Value::Object(map.into_iter().collect()))
+        })
+    }
+
     proptest! {
         #[test]
-        fn overlaid_patches_do_what_they_did_one_by_one(
-            patches in proptest::collection::vec(
-                proptest::collection::btree_map("[ab]", proptest::option::of(0..3_u8), 0..3), 0..5)
+        fn waiting_patches_do_what_they_did_one_by_one(
+            start in proptest::collection::btree_map("[ab]", any_value(), 0..3),
+            patches in proptest::collection::vec(proptest::collection::btree_map("[ab]", any_value(), 0..3), 0..5)
         ) {
-            let (mut one_by_one, mut overlaid) = (Properties::new(), Properties::new());
+            let mut one_by_one = Properties::new();
+            merge(&mut one_by_one, &start.into_iter().collect());
+            let mut at_once = one_by_one.clone();
+            let mut pending = Vec::new();
             for patch in patches {
-                let inner = patch.into_iter().map(|(k, v)| (k, json!(v))).collect();
-                let patch = Properties::from_iter([("o".to_owned(), Value::Object(inner))]);
+                let patch = patch.into_iter().collect();
                 merge(&mut one_by_one, &patch);
-                overlay(&mut overlaid, &patch);
+                add(&mut pending, &patch);
             }
-            let mut at_once = Properties::new();
-            merge(&mut at_once, &overlaid);
+            for patch in &pending {
+                merge(&mut at_once, patch);
+            }
             prop_assert_eq!(at_once, one_by_one);
         }
     }

@@ -1,6 +1,7 @@
 //! The workload API: how a module without any secret proves who it is, and whom it trusts.
 //!
-//! The module's key never leaves this file: it signs what the module hands in. Certificates live for thirty days. `encrypt` and
+//! Whose module runs as a process of the emulated device has to be called by that, as the real runtime asks of a container; where
+//! nothing runs, whoever may open the socket is taken for the module. The module's key never leaves this file: it signs what the module hands in. Certificates live for thirty days. `encrypt` and
 //! `decrypt` are bound to the module's identity and to the given vector, and to nothing that the real runtime could read.
 
 use std::{future::Future, pin::Pin, sync::Arc};
@@ -14,7 +15,8 @@ use ring::{
 use serde_json::{Value, json};
 
 use super::{
-    Gateway,
+    Gateway, management,
+    process::Processes,
     socket::{Api, Asked, Given, failure},
 };
 use crate::{
@@ -33,13 +35,19 @@ const CERTIFICATE_DAYS: u64 = 30;
 pub(super) struct Workload {
     pub(super) gateway: Arc<Gateway>,
     pub(super) authority: Arc<Authority>,
+    pub(super) processes: Arc<Processes>,
     /// Whose socket it is.
     pub(super) module: String,
 }
 
 impl Api for Workload {
     fn answer(&self, asked: Asked) -> Pin<Box<dyn Future<Output = Given> + Send + '_>> {
-        Box::pin(std::future::ready(self.given(&asked).unwrap_or_else(|failed| failed)))
+        Box::pin(async move {
+            match (&asked.method, asked.path.as_slice()) {
+                (&Method::GET, [modules]) if modules == "modules" => (200, Some(self.modules().await)),
+                _ => self.given(&asked).unwrap_or_else(|failed| failed),
+            }
+        })
     }
 }
 
@@ -49,9 +57,8 @@ impl Workload {
         Ok(match (&asked.method, path.as_slice()) {
             (&Method::GET, ["trust-bundle"]) => (200, Some(json!({ "certificate": self.authority.pem() }))),
             (&Method::GET, ["manifest-trust-bundle"]) => (200, Some(json!({ "certificate": "" }))),
-            (&Method::GET, ["modules"]) => (200, Some(self.modules())),
             (&Method::POST, ["modules", module, "genid", generation, verb @ ..]) => {
-                let target = self.own(module, Some(generation))?;
+                let target = self.own(module, Some(generation), asked.caller)?;
                 match verb {
                     ["sign"] => self.sign(&target, &asked.body)?,
                     ["encrypt"] => self.seal(&target, &asked.body)?,
@@ -64,7 +71,7 @@ impl Workload {
                 }
             }
             (&Method::POST, ["modules", module, "certificate", "identity"]) => {
-                self.own(module, None)?;
+                self.own(module, None, asked.caller)?;
                 self.certificate(&[*module], Use::Client)?
             }
             _ => return Err(failure(404, "not found")),
@@ -72,8 +79,10 @@ impl Workload {
     }
 
     /// The module whose socket this is, if it is the one that is meant.
-    fn own(&self, module: &str, generation: Option<&str>) -> Result<Target, Given> {
-        if module != self.module {
+    fn own(&self, module: &str, generation: Option<&str>, caller: Option<i32>) -> Result<Target, Given> {
+        let runs_here = self.processes.status(module).is_some();
+        let is_it = || caller.is_some_and(|caller| self.processes.owns(module, caller));
+        if module != self.module || (runs_here && !is_it()) {
             return Err(failure(403, "forbidden"));
         }
         let target = self.gateway.module(module);
@@ -84,7 +93,12 @@ impl Workload {
         }
     }
 
-    fn modules(&self) -> Value {
+    /// The modules that run as processes; of a device without any, those that the hub knows.
+    async fn modules(&self) -> Value {
+        let run = management::list(&self.processes).await;
+        if run["modules"].as_array().is_some_and(|modules| !modules.is_empty()) {
+            return run;
+        }
         let store = lock(&self.gateway.state.store);
         let own = store.all().filter(|entry| entry.twin.device == self.gateway.device);
         let modules: Vec<Value> = own

@@ -63,6 +63,7 @@ struct Inner {
     kept: BTreeMap<Target, BTreeMap<String, u8>>,
     calls: BTreeMap<String, Call>,
     counter: u64,
+    joined: u64,
 }
 
 /// Why a method gave no answer.
@@ -94,6 +95,7 @@ impl Links {
         let (sender, queue) = mpsc::channel(QUEUE);
         let mut inner = self.lock();
         inner.counter += 1;
+        inner.joined += 1;
         let number = inner.counter;
         let kept = inner.kept.remove(who);
         let older = inner.links.remove(who);
@@ -148,6 +150,11 @@ impl Links {
     /// Whether it is connected.
     pub(in crate::emulator) fn connected(&self, who: &Target) -> bool {
         self.lock().links.contains_key(who)
+    }
+
+    /// How many links there ever were.
+    pub(in crate::emulator) fn joined(&self) -> u64 {
+        self.lock().joined
     }
 
     /// All that are connected, in order of name.

@@ -28,7 +28,7 @@ pub(super) use self::{
     link::{Admitted, Answer, Backend, NOT_AUTHORISED, Request},
     links::{Links, NoReply},
     messages::{Ring, list as list_messages},
-    serve::serve,
+    serve::{Gate, serve},
     topic::Bag,
 };
 use super::{edge::Gateway, lock, methods::Call};

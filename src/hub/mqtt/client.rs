@@ -82,6 +82,23 @@ impl Client {
         self.line.identity.gateway().unwrap_or(self.line.identity.hub())
     }
 
+    /// Goes as far as the TLS handshake, and hangs up without a word: whoever is linked under the same identity stays so. Returns
+    /// where that was.
+    ///
+    /// # Errors
+    /// [`Error`], as [`connect`](Module::connect) would meet it on this way.
+    pub async fn shake_hands(&self) -> Result<String, Error> {
+        let timeout = self.line.timeout;
+        let shake = async {
+            let tls = Arc::new(self.tls().await?);
+            dial(self.host(), tls).await.map(drop)
+        };
+        let shaken = tokio::time::timeout(timeout, shake).await;
+        shaken.unwrap_or(Err(Error::TimedOut { after: timeout }))?;
+        let (host, port) = address(self.host())?;
+        Ok(format!("{host}:{port}"))
+    }
+
     async fn link(&self) -> Result<Connected, Error> {
         let identity = &self.line.identity;
         let tls = Arc::new(self.tls().await?);
