@@ -30,7 +30,7 @@ const NEIGHBOURS: [(&str, &str, &str); 5] = [
 ];
 
 /// Files of a loop that may name another loop: they share one type, not behaviour.
-const LOOPS: [(&str, &str, &str); 3] = [
+const LOOPS: [(&str, &str, &str); 4] = [
     ("ownership", "lease", "the lease's type `Held` is what the watch channel between the two carries"),
     (
         "uplink",
@@ -38,6 +38,7 @@ const LOOPS: [(&str, &str, &str); 3] = [
         "the mirror's state is what the watch channel between the two carries; both knock at one pace",
     ),
     ("gate", "lease", "the same, for the gate"),
+    ("module", "mirror", "both knock at one pace"),
 ];
 
 /// Crates that only some files may name.

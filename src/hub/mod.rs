@@ -81,7 +81,7 @@ pub trait Hub: Send + Sync + 'static {
     /// The name to show: the hub's host.
     fn name(&self) -> &str;
 
-    /// Whether anything answers at the hub's address; far cheaper than a call, and not counted by the hub.
+    /// Whether anything at the hub's address would take a call; far cheaper than one, and not counted by the hub.
     ///
     /// # Errors
     /// [`Error::Unreachable`] or [`Error::TimedOut`].

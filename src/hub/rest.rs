@@ -20,9 +20,10 @@ use reqwest::{
 };
 use rustls::{
     CertificateError, ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use serde_json::Value;
+use tokio_rustls::TlsConnector;
 
 use super::{
     BoxFuture, Error, Hub,
@@ -47,6 +48,7 @@ const SKEW_S: u64 = 240;
 #[derive(Debug)]
 pub struct RestHub {
     client: reqwest::Client,
+    tls: Arc<ClientConfig>,
     tokens: TokenSource,
     host: String,
     /// Where the connection string came from, if from a file: keys are rotated by writing it anew.
@@ -106,6 +108,7 @@ impl RestHub {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
+        let for_knocks = Arc::new(tls.clone());
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .https_only(true)
@@ -119,6 +122,7 @@ impl RestHub {
             .build()?;
         Ok(RestHub {
             client,
+            tls: for_knocks,
             host,
             tokens,
             file: settings.connection_string_file.clone().filter(|_| settings.connection_string.is_none()),
@@ -266,6 +270,25 @@ impl RestHub {
         }
     }
 
+    /// As far as a call goes before it is one. A front end whose hub is away may take connections and end them at once.
+    async fn handshake(&self) -> Result<(), Error> {
+        let unreachable = |why: io::Error| Error::Unreachable(why.to_string());
+        let (host, address) = match self.host.rsplit_once(':') {
+            Some((host, _)) => (host, self.host.clone()),
+            None => (self.host.as_str(), format!("{}:443", self.host)),
+        };
+        #[expect(clippy::disallowed_methods, reason = "the hub is not on the LAN")]
+        let stream = tokio::net::TcpStream::connect(address).await.map_err(unreachable)?;
+        // What is no name for TLS is for the call to say.
+        let Ok(name) = ServerName::try_from(host.to_owned()) else { return Ok(()) };
+        match TlsConnector::from(self.tls.clone()).connect(name, stream).await {
+            Ok(_) => Ok(()),
+            // It answers. What is wrong with its answer is for the call to say as well.
+            Err(why) if why.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => Ok(()),
+            Err(why) => Err(unreachable(why)),
+        }
+    }
+
     /// No answer, or not all of it.
     fn broken(&self, why: reqwest::Error) -> Error {
         broken(why, self.timeout)
@@ -298,15 +321,9 @@ impl Hub for RestHub {
 
     fn knock(&self) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
-            let address =
-                if self.host.contains(':') { self.host.clone() } else { format!("{}:443", self.host) };
-            #[expect(clippy::disallowed_methods, reason = "the hub is not on the LAN")]
-            let connect = tokio::net::TcpStream::connect(address);
-            match tokio::time::timeout(KNOCK, connect).await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(why)) => Err(Error::Unreachable(why.to_string())),
-                Err(_) => Err(Error::TimedOut { after: KNOCK }),
-            }
+            tokio::time::timeout(KNOCK, self.handshake())
+                .await
+                .unwrap_or(Err(Error::TimedOut { after: KNOCK }))
         })
     }
 

@@ -179,6 +179,13 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Whether the sidecars' own modules speak with the hub itself too, beside the mirror of the device twins.
+    pub fn modules_beside(&self) -> bool {
+        self.mirror == MirrorKind::Both && self.edge.is_none() && self.gateway.is_none()
+    }
+}
+
 /// What to do about a connection string that cannot be read.
 pub(super) const CONNECTION_STRING_ADVICE: &str = "copy the policy's connection string as the portal shows it: \
      HostName=…;SharedAccessKeyName=…;SharedAccessKey=…";

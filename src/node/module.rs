@@ -28,6 +28,7 @@ use crate::{
     reconcile::{
         commands::{self, execute, is_answered},
         gate::{self, GateLoop},
+        mirror::window,
         module::{Desired, Inbox, ModuleLoop, ModuleState},
     },
     site::Role,
@@ -101,13 +102,10 @@ impl Node {
         // An edgeHub spreads the load itself; straight at the hub, all devices of all its sites return at once.
         let stores = module.stores_and_forwards();
         let alone = settings.sites <= 1 || stores;
-        let devices = u32::try_from(roster.site.members.len()).unwrap_or(u32::MAX);
+        let updates = roster.site.members.len() * if settings.mirror.devices() { 2 } else { 1 };
         let spread = match alone {
             true => Duration::ZERO,
-            false => Duration::from_secs(1)
-                .saturating_mul(settings.sites.saturating_mul(devices))
-                .checked_div(settings.updates_per_second)
-                .unwrap_or_default(),
+            false => window(settings.sites, updates, settings.updates_per_second),
         };
         let this = ModuleLoop {
             module,

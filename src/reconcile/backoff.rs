@@ -23,6 +23,11 @@ impl Backoff {
         at_least.map_or(own, |asked| own.max(asked + share(FIRST, roll)))
     }
 
+    /// The last failure was none of this kind.
+    pub fn forgive(&mut self) {
+        self.failures = self.failures.saturating_sub(1);
+    }
+
     /// It worked: the next failure starts from the first pause again.
     pub fn reset(&mut self) {
         self.failures = 0;

@@ -23,6 +23,7 @@ use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use away::window;
 pub use plan::{Known, Step, plan, targets};
 pub use state::{DeviceState, MirrorState, Settled};
 
@@ -81,6 +82,7 @@ impl Mirror {
             rounds: Rounds::default(),
             sweeping: false,
             away: None,
+            answered: None,
             mirror: self,
         };
         tokio::select! {
@@ -114,6 +116,8 @@ struct Work {
     sweeping: bool,
     /// The hub does not answer, or only that it cannot.
     away: Option<Away>,
+    /// When it last did, since this device began to mirror.
+    answered: Option<Instant>,
 }
 
 impl Work {
@@ -211,7 +215,9 @@ impl Work {
                     self.progress.repaired(target, self.mirror.clock.now());
                 }
                 self.know(target, Known::Twin { etag: twin.etag, seen, disabled: twin.disabled });
-                self.our_turn().map_or(Next::Go, Next::Pause)
+                let turn = self.our_turn();
+                self.answered = Some(Instant::now());
+                turn.map_or(Next::Go, Next::Pause)
             }
             Err(error) => self.fail(target, &error),
         };
@@ -264,9 +270,10 @@ impl Work {
     fn wait_for_others(&mut self, away: &mut Away) -> Option<Duration> {
         let published = self.last.as_ref()?;
         let unread = self.targets.iter().filter(|t| matches!(self.known.get(*t), None | Some(Known::Unread)));
-        let updates = unread.count() + plan::wrong(published, &self.targets, &self.known);
+        let modules = if self.mirror.settings.modules_beside() { published.devices.len() } else { 0 };
+        let updates = unread.count() + plan::wrong(published, &self.targets, &self.known) + modules;
         let Settings { sites, updates_per_second, .. } = self.mirror.settings;
-        away.turn(Instant::now(), sites, updates, updates_per_second, (self.mirror.dice)())
+        away.turn(Instant::now(), self.answered, sites, updates, updates_per_second, (self.mirror.dice)())
     }
 
     fn know(&mut self, target: &Target, known: Known) {
@@ -413,7 +420,7 @@ impl Work {
                 self.shown.clear();
                 self.memory.clear();
                 self.rounds = Rounds::default();
-                self.away = None;
+                (self.away, self.answered) = (None, None);
                 self.progress.silent();
                 self.calm();
             }

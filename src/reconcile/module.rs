@@ -23,7 +23,10 @@ use tokio_util::sync::CancellationToken;
 pub use plan::{Step, plan};
 pub use state::ModuleState;
 
-use super::backoff::{Backoff, share};
+use super::{
+    backoff::{Backoff, jittered, share},
+    mirror::away,
+};
 use crate::{
     clock::Clock,
     condition::{Condition, Raised},
@@ -47,10 +50,8 @@ const SPACING: Duration = Duration::from_secs(2);
 const SPACING_MAX: Duration = Duration::from_secs(300);
 /// A link that stood for less than this may have been ended by a rival of the same name: the next waits longer.
 const STABLE: Duration = Duration::from_secs(30);
-/// During the first while of an outage the hub is tried this often at least.
-const EAGER: Duration = Duration::from_secs(1);
-/// How long that while is.
-const EAGER_FOR: Duration = Duration::from_secs(600);
+/// A link that is replaced within this time was ended for reasons of its own: the others' need not be replaced.
+const ALONE: Duration = Duration::from_secs(1);
 /// After a patch an edgeHub has this long to bring it to the cloud; it tries every five seconds.
 const FORWARDED: Duration = Duration::from_secs(12);
 /// A hub that fails over to another region loses at most its last five minutes.
@@ -109,7 +110,10 @@ impl ModuleLoop {
             wanted: None,
             progress: state::Progress::default(),
             backoff: Backoff::default(),
+            rivals: Backoff::default(),
+            suspected: false,
             away_since: None,
+            drawn: false,
             confirmed: None,
             reported_at: None,
             spacing: SPACING,
@@ -148,10 +152,16 @@ struct Work {
     who: String,
     wanted: Option<Reported>,
     progress: state::Progress,
-    /// Grows while the hub cannot be reached or answers with errors; a twin that was read on a link that lasts ends it.
+    /// Grows while the hub answers with errors; a twin that was read on a link that lasts ends it.
     backoff: Backoff,
+    /// Grows with each link that ended young although the hub was there.
+    rivals: Backoff,
+    /// The last link ended young, and it is not known yet whether the hub was there.
+    suspected: bool,
     /// Since when there has been no link.
     away_since: Option<Instant>,
+    /// The moment for this module's return was drawn already.
+    drawn: bool,
     /// The epoch and the version that the twin has certainly shown at the hub.
     confirmed: Option<(u64, u64)>,
     reported_at: Option<Instant>,
@@ -206,7 +216,8 @@ impl Work {
             return Err(failed(self, error));
         }
         // Whoever was away with all others does not return with all others.
-        if !self.this.spread.is_zero() && since.elapsed() > EAGER {
+        let together = !self.this.spread.is_zero() && since.elapsed() > ALONE;
+        if together && !std::mem::replace(&mut self.drawn, true) {
             let share = share(self.this.spread, (self.this.dice)());
             self.progress.next_attempt(Some(self.this.clock.now() + share));
             self.show();
@@ -216,6 +227,7 @@ impl Work {
         match module.connect().await {
             Ok(connected) => {
                 self.progress.connected(true);
+                self.suspected = false;
                 Ok(connected)
             }
             Err(error) => {
@@ -226,12 +238,18 @@ impl Work {
     }
 
     fn pause_after(&mut self, error: &Error, away_since: Instant) -> Duration {
-        let (cap, at_least) = match error.retry() {
-            Retry::BackOff { cap: UNREACHED_CAP, .. } if away_since.elapsed() < EAGER_FOR => (EAGER, None),
-            Retry::BackOff { cap, at_least } => (cap, at_least),
-            Retry::Reread | Retry::SkipDevice => (ANSWERED_CAP, None),
-        };
-        self.backoff.next(cap, at_least, (self.this.dice)())
+        let roll = (self.this.dice)();
+        match error.retry() {
+            // Knocking costs the hub nothing.
+            Retry::BackOff { cap: UNREACHED_CAP, .. } => {
+                if std::mem::take(&mut self.suspected) {
+                    self.rivals.forgive();
+                }
+                jittered(away::interval(away_since.elapsed()), roll)
+            }
+            Retry::BackOff { cap, at_least } => self.backoff.next(cap, at_least, roll),
+            Retry::Reread | Retry::SkipDevice => self.backoff.next(ANSWERED_CAP, None, roll),
+        }
     }
 
     /// The link has ended. Returns how long to wait: one that stood for a while is replaced at once, one that did not may
@@ -239,9 +257,11 @@ impl Work {
     fn ended(&mut self, ended: Ended) -> Duration {
         self.progress.connected(false);
         let now = Instant::now();
-        self.away_since = Some(now);
+        (self.away_since, self.drawn) = (Some(now), false);
+        self.suspected = false;
         if ended.lasted >= STABLE {
             self.backoff.reset();
+            self.rivals.reset();
         }
         let pause = match ended.why {
             // Its time was over.
@@ -251,7 +271,10 @@ impl Work {
                 self.progress.trouble(error);
                 match ended.lasted >= STABLE {
                     true => Duration::ZERO,
-                    false => self.backoff.next(ANSWERED_CAP, None, (self.this.dice)()),
+                    false => {
+                        self.suspected = true;
+                        self.rivals.next(ANSWERED_CAP, None, (self.this.dice)())
+                    }
                 }
             }
         };

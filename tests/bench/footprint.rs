@@ -1,14 +1,18 @@
 //! What an idle site costs: `cargo bench --bench footprint`.
 //!
-//! Three real sidecars on loopback with default settings and without a hub; the owner runs a workload that sleeps, so
-//! that all that is seen is our own. Everything is read from /proc at the end of the idle time, and compared with its
+//! Three real sidecars on loopback with default settings; the owner runs a workload that sleeps, so that all that is seen is our
+//! own. With a hub, the emulated one in the benchmark's own process, both mirrors are on: the device twins over REST, and each
+//! sidecar's module twin through the edgeHub of its device, signed for by a workload socket. Everything is read from /proc at the end of the idle time, and compared with its
 //! beginning. Resident memory counts pages shared between the processes of this machine in full, as they would be on a
 //! device of their own; PSS shares them out. Each sidecar and fencer is shown apart, and so is the process that waits to become a standby's workload.
 //!
-//! `QUORATE_BENCH_IDLE_S` (default 60), `QUORATE_BENCH_TIMING` (a preset), `QUORATE_BENCH_PROGRAM`. Ends with 1 if anything was written while idle.
+//! `QUORATE_BENCH_IDLE_S` (default 60), `QUORATE_BENCH_TIMING` (a preset), `QUORATE_BENCH_HUB` (`none`, the default, or `both`),
+//! `QUORATE_BENCH_PROGRAM`. Ends with 1 if anything was written while idle.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
 #![expect(clippy::disallowed_methods, reason = "real processes, set up by the environment")]
 
+#[expect(dead_code, reason = "`hub` needs the rest")]
+mod cloud;
 #[path = "../../src/cli/demo/processes.rs"]
 mod processes;
 mod rivals;
@@ -23,9 +27,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
-use self::site::Site;
+use self::{
+    cloud::{Cloud, Mirror},
+    site::{Site, Told},
+};
 
 /// The unit of CPU times in /proc, per second: the same on all Linux systems that we build for.
 const USER_HZ: f64 = 100.0;
@@ -99,8 +106,17 @@ async fn measure() -> Result<bool> {
     };
     let timings = site::timings()?;
     let timing = *timings.first().context("one timing")?;
-    let site = Site::start(&["sleep", "1000000"], timing)?;
-    let (owner, _) = site.settled().await?;
+    let cloud = match std::env::var("QUORATE_BENCH_HUB").as_deref() {
+        Err(_) | Ok("none") => None,
+        Ok("both") => Some(Cloud::start(Mirror::Both)?),
+        Ok(other) => bail!("QUORATE_BENCH_HUB={other:?}: write none or both"),
+    };
+    let told = cloud.as_ref().map_or_else(|| Ok(Told::default()), Cloud::told)?;
+    let site = Site::start(&["sleep", "1000000"], timing, told)?;
+    let (owner, epoch) = site.settled().await?;
+    if let Some(cloud) = &cloud {
+        cloud.agrees(owner, epoch).await?;
+    }
     // Whatever a first start still has to do is done by then.
     tokio::time::sleep(Duration::from_secs(5)).await;
 
@@ -125,6 +141,7 @@ async fn measure() -> Result<bool> {
         all
     };
     let (before, files_before, wire_before) = (sample()?, files(), wire(&site));
+    let asked_before = cloud.as_ref().map(Cloud::asked);
     eprintln!("idle for {idle} s");
     tokio::time::sleep(Duration::from_secs(idle)).await;
     let (after, files_after, wire_after) = (sample()?, files(), wire(&site));
@@ -132,7 +149,8 @@ async fn measure() -> Result<bool> {
 
     let seconds = idle.max(1) as f64;
     let mib = |kib: u64| kib as f64 / 1024.0;
-    println!("Idle for {idle} s: three sidecars on loopback, timing {}, no hub", timing.name());
+    let hub = if cloud.is_some() { "both mirrors on" } else { "no hub" };
+    println!("Idle for {idle} s: three sidecars on loopback, timing {}, {hub}", timing.name());
     println!("{}", site.program.display());
     println!(
         "\n  {:<18} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>10} {:>14}",
@@ -165,6 +183,9 @@ async fn measure() -> Result<bool> {
     let written: u64 = before.iter().zip(&after).map(|(b, a)| a.written - b.written).sum();
     let changed: Vec<_> =
         files_after.iter().filter(|(path, now)| files_before.get(*path) != Some(*now)).collect();
+    if let (Some(cloud), Some(before)) = (&cloud, asked_before) {
+        println!("\nwhat the hub was asked for while idle: {:?}", cloud.asked().since(before));
+    }
     println!("\nfiles changed while idle: {}", changed.len());
     changed.iter().for_each(|(path, _)| println!("  {path}"));
     for device in &site.devices {

@@ -23,7 +23,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use quorate::timing::Preset;
 
-use self::site::Site;
+use self::site::{Site, Told};
 
 fn main() -> ExitCode {
     if !std::env::args().any(|a| a == "--bench") {
@@ -105,7 +105,7 @@ async fn measure(timing: Preset) -> Result<bool> {
     };
     let load = std::env::var("QUORATE_BENCH_LOAD").unwrap_or_else(|_| "none".into());
     let program = site::program().display().to_string();
-    let site = Site::start(&[&program, "tick-workload", "--file", "ticks"], timing)?;
+    let site = Site::start(&[&program, "tick-workload", "--file", "ticks"], timing, Told::default())?;
     site.settled().await?;
     let busy = Load::named(&load)?;
     // The first moments under load belong to nobody.

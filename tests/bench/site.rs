@@ -1,4 +1,4 @@
-//! A site of three real sidecars on loopback, with a timing preset and without a hub, for the benchmarks.
+//! A site of three real sidecars on loopback, with a timing preset, and without a hub unless it is told of one, for the benchmarks.
 //!
 //! Every child dies with the benchmark, however it ends. What is asked of the sidecars goes over their public faces.
 //! The sidecars keep their stores in a temporary folder, so on whatever disk that is.
@@ -37,9 +37,19 @@ pub(super) struct Device {
     child: Option<Child>,
 }
 
+/// What the sidecars are told besides: nothing, unless there is a hub.
+#[derive(Default)]
+pub(super) struct Told {
+    /// More lines of the configuration.
+    pub(super) more: String,
+    /// Each device's own environment.
+    pub(super) environment: Vec<Vec<(String, String)>>,
+}
+
 pub(super) struct Site {
     pub(super) devices: Vec<Device>,
     pub(super) program: PathBuf,
+    told: Told,
     folder: tempfile::TempDir,
 }
 
@@ -62,7 +72,7 @@ pub(super) fn timings() -> Result<Vec<Preset>> {
 
 impl Site {
     /// Starts all sidecars of a new site. `command` is the workload; it runs in the device's own folder.
-    pub(super) fn start(command: &[&str], timing: Preset) -> Result<Site> {
+    pub(super) fn start(command: &[&str], timing: Preset, told: Told) -> Result<Site> {
         let folder = tempfile::Builder::new().prefix("quorate-bench-").tempdir()?;
         let mut ports = free_ports(DEVICES * 3)?.into_iter();
         let mut next = || ports.next().unwrap_or(0);
@@ -71,16 +81,17 @@ impl Site {
             let home = folder.path().join(&id);
             Device { id, home, peer, control: format!("http://127.0.0.1:{control}"), http, child: None }
         });
-        let mut site = Site { devices: devices.collect(), program: program(), folder };
+        let mut site = Site { devices: devices.collect(), program: program(), told, folder };
         let members = site.devices.iter().fold(String::new(), |list, d| {
             list + &format!("  {{ device = \"{}\", address = \"127.0.0.1:{}\" }},\n", d.id, d.peer)
         });
         let command: Vec<String> = command.iter().map(|word| toml_text(Path::new(word))).collect();
         let text = format!(
             "[site]\nid = \"bench\"\ntiming = \"{}\"\nmembers = [\n{members}]\n\n\
-             [workload]\nkind = \"process\"\ncommand = [{}]\n",
+             [workload]\nkind = \"process\"\ncommand = [{}]\n{}",
             timing.name(),
             command.join(", "),
+            site.told.more,
         );
         fs::write(site.config(), text)?;
         for n in 0..DEVICES {
@@ -96,6 +107,7 @@ impl Site {
     /// Starts a device's sidecar, on the data folder it had before if any.
     pub(super) fn start_device(&mut self, n: usize) -> Result<()> {
         let (config, log) = (self.config(), self.log(n));
+        let own = self.told.environment.get(n).cloned().unwrap_or_default();
         let Some(device) = self.devices.get_mut(n) else { bail!("there is no device {n}") };
         fs::create_dir_all(device.home.join("data"))?;
         let child = Command::new(&self.program)
@@ -108,6 +120,7 @@ impl Site {
             .env("QUORATE_HTTP__LISTEN", format!("127.0.0.1:{}", device.http))
             .env("QUORATE_STORAGE__PATH", device.home.join("data"))
             .env("QUORATE_WORKLOAD__WORKING_DIR", &device.home)
+            .envs(own)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::options().create(true).append(true).open(log)?)

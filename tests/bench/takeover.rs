@@ -31,7 +31,7 @@ use quorate::{
 use rustix::process::Signal;
 
 use self::{
-    site::{DEVICES, LOOK, PATIENCE, Site},
+    site::{DEVICES, LOOK, PATIENCE, Site, Told},
     tape::Tape,
 };
 
@@ -125,7 +125,7 @@ async fn measure(faults: &[Fault], timing: Preset) -> Result<bool> {
     let mut dice = Dice::new(number("QUORATE_BENCH_SEED", 1)?);
     let program = site::program().display().to_string();
     let command = [&*program, "tick-workload", "--file", "ticks"];
-    let mut site = Site::start(&command, timing)?;
+    let mut site = Site::start(&command, timing, Told::default())?;
     let mut tape = Tape::new(site.devices.iter().map(|d| d.home.join("ticks")));
     site.settled().await?;
     let (begun, pressure, mut told) = (BootClock.now(), cpu_pressure(), BootClock.now());
@@ -196,7 +196,7 @@ async fn measure(faults: &[Fault], timing: Preset) -> Result<bool> {
 /// Three devices that never ran, from the start of the first sidecar to the first tick.
 async fn cold_start(command: &[&str], timing: Preset) -> Result<Gap> {
     let begun = BootClock.now();
-    let site = Site::start(command, timing)?;
+    let site = Site::start(command, timing, Told::default())?;
     let mut tape = Tape::new(site.devices.iter().map(|d| d.home.join("ticks")));
     loop {
         tape.wind()?;

@@ -3,7 +3,7 @@
 use quorate::hub::memory::Trouble;
 
 use super::{S, another_runs, bound, running};
-use crate::stage::{Setup, Stage};
+use crate::stage::{Setup, Stage, hub::SimLine};
 
 #[test]
 fn the_twins_follow_every_change_of_ownership() {
@@ -17,6 +17,33 @@ fn the_twins_follow_every_change_of_ownership() {
     stage.transfer(owner);
     another_runs(&mut stage, 2 * S, second);
     stage.twins_follow(5 * S);
+}
+
+/// Each takeover and each handover costs the hub one update for each twin, and at most one request more.
+#[test]
+fn a_move_of_the_ownership_costs_the_hub_four_requests_at_most() {
+    let (mut stage, mut owner) = running(Setup { refresh: 3600 * S, ..Setup::default() });
+    stage.twins_follow(5 * S);
+    let asked = |stage: &Stage| stage.hub.lines.iter().map(SimLine::asked).sum::<u64>();
+    for round in 0..6 {
+        // The site notes what the twins show.
+        stage.pass(3 * S);
+        let before = asked(&stage);
+        if round % 2 == 0 {
+            stage.crash(owner);
+            let next = another_runs(&mut stage, bound(), owner);
+            stage.twins_follow(5 * S);
+            stage.start(owner);
+            owner = next;
+        } else {
+            stage.transfer((owner + 1) % 3);
+            owner = another_runs(&mut stage, 2 * S, owner);
+            stage.twins_follow(5 * S);
+        }
+        stage.pass(3 * S);
+        let requests = asked(&stage) - before;
+        assert!((3..=4).contains(&requests), "round {round}: {requests} requests");
+    }
 }
 
 #[test]

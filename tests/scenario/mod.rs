@@ -3,6 +3,7 @@
 
 mod brownout;
 mod commands;
+mod day;
 mod election;
 mod handover;
 mod hub;
@@ -10,6 +11,7 @@ mod links;
 mod loss;
 mod machine;
 mod module;
+mod region;
 mod rejoin;
 mod start;
 

@@ -41,9 +41,9 @@ const API_VERSION: &str = "2021-04-12";
 const KEEP_ALIVE_S: u16 = 120;
 /// How long a TCP connection may take: longer than a satellite needs, short enough to try again soon.
 const REACH: Duration = Duration::from_secs(2);
-/// How long a token is good for. A link lives for most of it, and each new one costs the hub a connection and a read.
-const TOKEN_LIFE: Duration = Duration::from_secs(12 * 3600);
-/// A link ends this long before its token: more than the hub's allowance for clocks that differ.
+/// How long a link lives, if nothing ends it. Each new one costs the hub a connection and a read.
+pub const LINK_LIFE: Duration = Duration::from_secs(12 * 3600);
+/// A token is good for this long after the end of its link: more than the hub's allowance for clocks that differ.
 const TOKEN_LEFT: Duration = Duration::from_secs(600);
 
 /// What the line needs to know.
@@ -104,7 +104,7 @@ impl Client {
         let tls = Arc::new(self.tls().await?);
         let stream = dial(self.host(), tls).await?;
         let wall_ms = self.clock.wall_ms();
-        let token = identity.token(wall_ms / 1000 + TOKEN_LIFE.as_secs()).await?;
+        let token = identity.token(wall_ms / 1000 + (LINK_LIFE + TOKEN_LEFT).as_secs()).await?;
         let client_id = identity.target().to_string();
         let agent =
             utf8_percent_encode(concat!("quorate/", env!("CARGO_PKG_VERSION")), UNRESERVED).to_string();
@@ -125,7 +125,7 @@ impl Client {
             target: identity.target().clone(),
             inputs: self.line.inputs,
             timeout: self.line.timeout,
-            renew: TOKEN_LIFE - TOKEN_LEFT,
+            renew: LINK_LIFE,
         };
         session::open(stream, opening).await.map_err(|error| match error {
             Error::Unauthorized { status, detail } => {

@@ -16,7 +16,8 @@ const KNOCK: Duration = Duration::from_millis(500);
 const KNOCK_MAX: Duration = Duration::from_secs(5);
 /// For so long every half second counts.
 const EAGER: Duration = Duration::from_secs(600);
-/// A shorter absence is the line's: nobody else returns with this site.
+/// Who spoke with the hub so lately has missed too little to return with all others. Whoever has just begun to mirror, because the
+/// ownership moved while the hub was away, cannot know for how long it was.
 const ALL_AWAY: Duration = Duration::from_secs(20);
 /// The time that all sites need together is stretched by so many percent, because they come at random, not in turn.
 const SLACK_PERCENT: u32 = 110;
@@ -42,16 +43,18 @@ impl Away {
         jittered(interval(now - self.since), roll)
     }
 
-    /// The hub is back: how long to wait for the others' sake before the first of `updates` is sent. Once per absence.
+    /// The hub is back: how long to wait for the others' sake before the first of `updates` is sent. Once per absence. `answered`:
+    /// when the hub last answered this mirror, if it did.
     pub(super) fn turn(
         &mut self,
         now: Instant,
+        answered: Option<Instant>,
         sites: u32,
         updates: usize,
         per_second: u32,
         roll: u64,
     ) -> Option<Duration> {
-        let long = now - self.since >= ALL_AWAY;
+        let long = answered.is_none_or(|at| now - at >= ALL_AWAY);
         if sites <= 1 || !long || std::mem::replace(&mut self.drawn, true) {
             return None;
         }
@@ -65,8 +68,8 @@ pub(crate) fn interval(away: Duration) -> Duration {
     (KNOCK.saturating_mul(tenths) / 10).min(KNOCK_MAX)
 }
 
-/// How long the hub needs until every site has sent its updates.
-fn window(sites: u32, updates: usize, per_second: u32) -> Duration {
+/// How long the hub needs until every site has sent its updates, with some room.
+pub(crate) fn window(sites: u32, updates: usize, per_second: u32) -> Duration {
     let updates = u32::try_from(updates.max(1)).unwrap_or(u32::MAX);
     let seconds = u64::from(sites) * u64::from(updates) / u64::from(per_second.max(1));
     Duration::from_secs(seconds) * SLACK_PERCENT / 100
@@ -94,12 +97,18 @@ mod tests {
     async fn only_many_sites_and_a_long_absence_make_one_wait_and_only_once() {
         let now = Instant::now();
         let (short, long) = (now + Duration::from_secs(19), now + Duration::from_secs(21));
-        let turn = |at, sites| Away::since(now).turn(at, sites, 3, 50, u64::MAX);
+        let turn = |at, sites| Away::since(now).turn(at, Some(now), sites, 3, 50, u64::MAX);
         assert_eq!((turn(long, 1), turn(short, 10_000)), (None, None));
         let mut away = Away::since(now);
-        let found = away.turn(long, 10_000, 3, 50, 1 << 20).expect("waits");
+        let found = away.turn(long, Some(now), 10_000, 3, 50, 1 << 20).expect("waits");
         assert_eq!(found, Duration::from_secs(660));
-        assert_eq!(away.turn(long, 10_000, 3, 50, 1 << 20), None);
+        assert_eq!(away.turn(long, Some(now), 10_000, 3, 50, 1 << 20), None);
+        let found = Away::since(short).turn(short, None, 10_000, 3, 50, 1 << 20);
+        assert_eq!(
+            found,
+            Some(Duration::from_secs(660)),
+            "a mirror that has just begun knows nothing better"
+        );
         assert_eq!(patience(10_000, 50, Duration::from_secs(60)), Duration::from_secs(200));
         assert_eq!(patience(1, 50, Duration::from_secs(60)), Duration::from_secs(60));
     }

@@ -1,4 +1,4 @@
-//! Knocking at the hub's door: is there anybody at all? A connection is opened and closed, nothing is asked.
+//! Knocking at the hub's door: is there anybody at all? A connection is opened, as far as a call would, and closed; nothing is asked.
 //!
 //! It deliberately does not say how the hub fares: what answers may be a proxy, or a kernel whose program hangs.
 

@@ -82,7 +82,11 @@ impl Progress {
     }
 
     pub(super) fn trouble(&mut self, error: Error) {
-        self.trouble = Some(error);
+        // One absence may be met with other words at each try: it is one, and told once.
+        let same = matches!((&self.trouble, &error), (Some(Error::Unreachable(_)), Error::Unreachable(_)));
+        if !same {
+            self.trouble = Some(error);
+        }
     }
 
     pub(super) fn next_attempt(&mut self, at: Option<Moment>) {

@@ -13,6 +13,8 @@ use crate::{
         memory::{MemoryHub, Trouble},
         memory_link::MemoryModule,
         reported::Member,
+        throttle::Operation,
+        trouble::{Rule, Scope},
     },
     id::DeviceId,
 };
@@ -89,6 +91,10 @@ impl Bench {
     }
 
     fn on(memory: MemoryHub, line: MemoryModule, seed: u64) -> Bench {
+        Bench::among(memory, line, seed, Duration::ZERO)
+    }
+
+    fn among(memory: MemoryHub, line: MemoryModule, seed: u64, spread: Duration) -> Bench {
         let (wanted, to_say) = watch::channel(None);
         let (state, seen) = watch::channel(ModuleState::default());
         let (desired, known) = watch::channel(None);
@@ -103,7 +109,7 @@ impl Bench {
             clock: Arc::new(PausedClock(Instant::now())),
             dice: Box::new(move || dice.throw()),
             refresh: S * 3600,
-            spread: Duration::ZERO,
+            spread,
         };
         let stop = CancellationToken::new();
         #[expect(clippy::disallowed_methods, reason = "a test owns its one task")]
@@ -394,6 +400,49 @@ async fn two_of_the_same_name_do_not_fight_without_pause() {
     let links = |bench: &Bench| bench.state.borrow().requests["connect"];
     let links = links(&one) + links(&two);
     assert!((2..400).contains(&links), "{links} links in an hour");
+}
+
+/// A link that ends young because the hub is away was not ended by a rival.
+#[tokio::test(start_paused = true)]
+async fn absences_one_after_the_other_make_nobody_slow() {
+    let mut bench = Bench::new(false);
+    bench.settle(said(1, true)).await;
+    for epoch in 2..=9 {
+        bench.memory.trouble(Trouble::Unreachable);
+        bench.say(said(epoch, true));
+        tokio::time::sleep(S * 20).await;
+        bench.memory.trouble(Trouble::None);
+        let took = bench.arrives().await;
+        assert!(took < MS * 700, "epoch {epoch}: {took:?}");
+        tokio::time::sleep(S * 2).await;
+    }
+}
+
+/// One turn for each absence, also if the hub refuses it when it comes; none for a link that ended while all others' stand.
+#[tokio::test(start_paused = true)]
+async fn modules_of_many_sites_take_turns_after_an_absence() {
+    let spread = S * 600;
+    for seed in 1..=8 {
+        let one = Bench::new(false);
+        one.stop.cancel();
+        let mut bench = Bench::among(one.memory.clone(), one.line.clone(), seed, spread);
+        assert!(bench.settle(said(1, true)).await < S, "a start waits for nobody");
+        bench.memory.trouble(Trouble::Unreachable);
+        bench.say(said(2, true));
+        tokio::time::sleep(S * 60).await;
+        bench.memory.trouble(Trouble::None);
+        let scope = Scope { operations: vec![Operation::Connection], ..Scope::default() };
+        let refused = Rule { scope, for_s: Some(600), ..Rule::from(Trouble::Failing { status: 503 }) };
+        bench.memory.add_trouble(refused).expect("is a rule");
+        let took = bench.arrives().await;
+        assert!(took >= spread && took < spread + S * 62, "seed {seed}: {took:?}");
+        // An hour later the link alone is cut for a moment.
+        tokio::time::sleep(S * 3600).await;
+        bench.line.cut(true);
+        bench.until(|state| !state.connected).await;
+        bench.line.cut(false);
+        assert!(bench.settle(said(3, true)).await < S * 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]
