@@ -17,6 +17,9 @@ pub struct Reported {
     /// The ownership as this device knows it; `active` if this device owns.
     #[serde(flatten)]
     pub flag: Flag,
+    /// Whether this life of the sidecar cannot tell yet that the flag is the newest. Never said itself.
+    #[serde(skip)]
+    pub doubtful: bool,
     /// This device.
     #[serde(default)]
     pub device: String,

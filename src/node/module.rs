@@ -67,6 +67,8 @@ pub struct ModuleEnds {
     desired: watch::Receiver<Option<Desired>>,
     calls: mpsc::Receiver<Call>,
     allowed: Allowed,
+    /// Whether what is read there may be older than what was said.
+    stores: bool,
 }
 
 impl Node {
@@ -98,7 +100,8 @@ impl Node {
             counts
         });
         // An edgeHub spreads the load itself; straight at the hub, all devices of all its sites return at once.
-        let alone = settings.sites <= 1 || module.stores_and_forwards();
+        let stores = module.stores_and_forwards();
+        let alone = settings.sites <= 1 || stores;
         let updates = roster.site.members.len() * if settings.mirror.devices() { 2 } else { 1 };
         let spread = match alone {
             true => Duration::ZERO,
@@ -117,17 +120,17 @@ impl Node {
         self.spawn(this.run(self.loops.clone()));
         let allowed = Allowed::read(&settings.commands).unwrap_or_default();
         let face = ModuleFace { state: shown.clone(), name, gate };
-        (face, ModuleEnds { wanted, state: shown, desired: known, calls: called, allowed })
+        (face, ModuleEnds { wanted, state: shown, desired: known, calls: called, allowed, stores })
     }
 }
 
 impl NodeDoor {
     /// Says from now on what the module twin shall show, and executes what the cloud commands, until the node leaves.
     pub fn speak(self: &Arc<Self>, ends: ModuleEnds) {
-        let ModuleEnds { wanted, state, desired, calls, allowed } = ends;
+        let ModuleEnds { wanted, state, desired, calls, allowed, stores } = ends;
         let outcomes = watch::Sender::new(Properties::new());
         let (door, told) = (self.clone(), outcomes.subscribe());
-        self.node.spawn(async move { door.say(&wanted, told).await });
+        self.node.spawn(async move { door.say(&wanted, told, stores).await });
         let door = self.clone();
         self.node.spawn(async move {
             let stop = door.node.loops.clone();
@@ -146,15 +149,23 @@ impl NodeDoor {
         });
     }
 
-    async fn say(&self, wanted: &watch::Sender<Option<Reported>>, mut outcomes: watch::Receiver<Properties>) {
+    async fn say(
+        &self,
+        wanted: &watch::Sender<Option<Reported>>,
+        mut outcomes: watch::Receiver<Properties>,
+        stores: bool,
+    ) {
         let stop = self.node.loops.clone();
-        let mut record = self.node.group.record();
+        let (mut record, mut vouched) = (self.node.group.record(), self.node.group.vouched());
         let mut tick = tokio::time::interval(LOOK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut doubtful = stores;
         loop {
             let known = record.borrow_and_update().record.clone();
             let commands = outcomes.borrow_and_update().clone();
-            let fresh = Some(self.reported(&known, commands));
+            let heard = vouched.borrow_and_update().map(|vouched| vouched.epoch);
+            doubtful = doubtful && !self.is_newest(&known, heard);
+            let fresh = Some(Reported { doubtful, ..self.reported(&known, commands) });
             wanted.send_if_modified(|old| {
                 let changed = *old != fresh;
                 *old = fresh;
@@ -165,9 +176,18 @@ impl NodeDoor {
                 () = stop.cancelled() => return,
                 Ok(()) = record.changed() => {}
                 Ok(()) = outcomes.changed() => {}
+                Ok(()) = vouched.changed(), if doubtful => {}
                 _ = tick.tick() => {}
             }
         }
+    }
+
+    /// Whether no earlier life of this sidecar can have known a newer ownership: this one has claimed it, or an owner that a quorum
+    /// has promised told of it. Before that a restarted sidecar may be behind what it said itself.
+    fn is_newest(&self, record: &Record, heard: Option<Epoch>) -> bool {
+        let roster = self.node.group.roster();
+        record.owned_by(&roster.me, roster.incarnation).is_some()
+            || heard.is_some_and(|epoch| epoch <= record.epoch)
     }
 
     /// What this device says of the site; the moment and the lag are the loop's to fill in.
@@ -205,6 +225,7 @@ impl NodeDoor {
         };
         let mirrors = self.surroundings.mirror.as_ref().and_then(|_| self.node.mirrored_by());
         Reported {
+            doubtful: false,
             device: roster.me.to_string(),
             role: role.to_owned(),
             build: crate::raft::peer::VERSION.to_owned(),

@@ -184,7 +184,13 @@ fn trial(seed: u64, hub: &Hub, modules: &Modules) -> Outcome {
     until("the twins to say what the site says", || hub.shows(&name, epoch).then_some(()));
     let flags = now().since(healed);
     assert_eq!(site.owner(0), (owner, epoch), "the hub's return moved the ownership");
-    assert_eq!(epoch, asked, "every change of ownership was somebody's on site");
+    let history = || site.report(owner).map(|report| format!("{:#?}", report.history));
+    assert_eq!(
+        epoch,
+        asked,
+        "every change of ownership was somebody's on site: {}",
+        history().unwrap_or_default()
+    );
     check(&hub.emulator.log(), &hub.emulator.rollbacks());
     site.runs_without_overlap();
     for n in 0..3 {

@@ -75,6 +75,7 @@ impl Module for Renewed {
 fn said(published: &Published, device: &DeviceId) -> Reported {
     let flag = Flag::wanted(published, device);
     Reported {
+        doubtful: false,
         device: device.to_string(),
         role: if flag.active { "owner" } else { "standby" }.into(),
         flag,

@@ -256,6 +256,7 @@ mod tests {
 
     fn reported(device: &str, leader: &str, epoch: u64) -> Reported {
         Reported {
+            doubtful: false,
             flag: Flag {
                 active: device == leader,
                 leader: leader.into(),

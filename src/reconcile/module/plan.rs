@@ -1,8 +1,9 @@
 //! What the module's own twin lacks: a pure function of what this sidecar has to say and what the twin shows.
 //!
-//! Three rules. While the twin shows a higher epoch than this device has reached, nothing is said: whoever is behind must not
+//! Four rules. While the twin shows a higher epoch than this device has reached, nothing is said: whoever is behind must not
 //! speak. The flag is said whole or not at all: a hub that has gone back unnoticed would make an old half and a new one into a
-//! flag that nobody said. What is equal is not said again, and the moment of writing is no difference. What the twin holds beside what is
+//! flag that nobody said. And it is not said by a sidecar that has just started and cannot tell yet whether it knows the newest: what
+//! an edgeHub gives out as the twin may be older than what an earlier life has said, or nothing. What is equal is not said again, and the moment of writing is no difference. What the twin holds beside what is
 //! wanted goes: only this sidecar writes here, and an older one may have said more. What became of commands stays: an earlier
 //! life of this sidecar has said it, and by it a command is known that was executed already.
 
@@ -52,13 +53,17 @@ pub fn plan(wanted: &Reported, reported: &Properties) -> Step {
     };
     let volatile: Vec<(String, Value)> =
         VOLATILE.iter().filter_map(|name| target.remove_entry(*name)).collect();
+    if wanted.doubtful {
+        target.retain(|name, _| !FLAG.contains(&name.as_str()));
+    }
+    let besides = if wanted.doubtful { FLAG.as_slice() } else { &[] };
     let empty = Map::new();
     let (present, is_object) = match reported.get(KEY) {
         Some(Value::Object(map)) => (map, true),
         _ => (&empty, false),
     };
     let commands = target.remove(COMMANDS);
-    let mut patch = difference(&target, present, &[VOLATILE.as_slice(), &[COMMANDS]].concat());
+    let mut patch = difference(&target, present, &[VOLATILE.as_slice(), &[COMMANDS], besides].concat());
     if let Some(Value::Object(wanted)) = commands {
         let outcomes = match present.get(COMMANDS) {
             Some(Value::Object(found)) => {
@@ -135,6 +140,7 @@ mod tests {
         };
         Reported {
             flag,
+            doubtful: false,
             device: "edge-1".into(),
             role: "owner".into(),
             build: "0.1.0".into(),
@@ -221,6 +227,19 @@ mod tests {
                 merge(&mut twin, &patch);
                 let flag = FlagPath::default().read(&twin).flag;
                 prop_assert!(flag == Some(wanted.flag) || flag == Some(there.flag), "{twin:?}");
+            }
+        }
+
+        #[test]
+        fn who_cannot_tell_says_no_flag(wanted in reported(), read in reported(), there in reported()) {
+            let wanted = Reported { doubtful: true, ..wanted };
+            let twin = |it: &Reported| Properties::from_iter([(KEY.to_owned(), json!(it))]);
+            for read in [twin(&read), Properties::new()] {
+                if let Step::Report { patch, urgent } = plan(&wanted, &read) {
+                    let mut twin = twin(&there);
+                    merge(&mut twin, &patch);
+                    prop_assert!(!urgent && FlagPath::default().read(&twin).flag.as_ref() == Some(&there.flag));
+                }
             }
         }
 

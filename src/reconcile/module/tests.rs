@@ -47,6 +47,7 @@ fn said(epoch: u64, active: bool) -> Reported {
     let member =
         Member { device: "edge-1".into(), role: "voter".into(), build: "0.1.0".into(), reachable: true };
     Reported {
+        doubtful: false,
         flag,
         device: "edge-1".into(),
         role: if active { "owner" } else { "standby" }.into(),
