@@ -15,6 +15,7 @@ use std::{
 use quorate::{
     condition::{Condition, Severity},
     config::{Config, Environment, Faults, load},
+    reconcile::commands,
     status::{
         metrics::Metrics,
         report::{Member, Report},
@@ -307,9 +308,14 @@ fn every_command_line_that_is_shown_exists() {
     }
     let mut helps: BTreeMap<String, String> = BTreeMap::new();
     let mut seen = BTreeSet::new();
-    for document in
-        ["README.md", "deploy/README.md", "deploy/CHANGELOG.md", "deploy/routing.md", "src/README.md"]
-    {
+    for document in [
+        "README.md",
+        "deploy/README.md",
+        "deploy/CHANGELOG.md",
+        "deploy/cloud.md",
+        "deploy/routing.md",
+        "src/README.md",
+    ] {
         for words in command_lines(&text(document)) {
             let depth = if words.first().is_some_and(|w| w == "emulate") { 2 } else { 1 };
             let command: Vec<&str> = words.iter().take(depth).map(String::as_str).collect();
@@ -389,6 +395,7 @@ fn links_inside_the_repository_lead_somewhere() {
         "src/README.md",
         "deploy/README.md",
         "deploy/CHANGELOG.md",
+        "deploy/cloud.md",
         "deploy/comparison.md",
         "deploy/routing.md",
     ] {
@@ -422,4 +429,28 @@ fn every_planted_bug_is_in_the_tests_table_and_the_other_way_round() {
     let sorted = |names: Vec<&str>| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
     assert!(planted.len() >= 25 && planted.len() == told.len(), "{} and {}", planted.len(), told.len());
     assert_eq!(sorted(told), sorted(planted));
+}
+
+/// The examples in deploy/cloud.md are understood as they stand there, and none is missing.
+#[test]
+fn every_command_of_the_cloud_that_is_shown_is_understood() {
+    let document = text("deploy/cloud.md");
+    let mut shown = BTreeSet::new();
+    for (heading, body) in document.split("```json ").skip(1).filter_map(|rest| rest.split_once('\n')) {
+        let json = body.split("```").next().expect("it ends");
+        let json: serde_json::Value = serde_json::from_str(json).expect(heading);
+        if let Some(name) = heading.strip_prefix("method ") {
+            commands::method(name, &json).unwrap_or_else(|why| panic!("{name}: {why:?}"));
+            shown.insert(format!("method {name}"));
+            continue;
+        }
+        for request in commands::desired(&json["quorate"]) {
+            let request = request.unwrap_or_else(|why| panic!("{heading}: {why:?}"));
+            shown.insert(format!("desired {}", request.verb()));
+        }
+    }
+    let methods =
+        ["transfer", "pause", "resume", "drain", "undrain", "prefer"].map(|m| format!("method {m}"));
+    let desired = ["pause", "prefer", "drain", "transfer", "timing"].map(|d| format!("desired {d}"));
+    assert_eq!(shown, methods.into_iter().chain(desired).collect());
 }
