@@ -318,13 +318,18 @@ impl NodeDoor {
 
     /// A twin that shows an epoch which the site has not reached: the site's next one shall be above it.
     async fn raise(&self, mut state: watch::Receiver<ModuleState>) {
+        let mut vouched = self.node.group.vouched();
         loop {
+            let heard = vouched.borrow_and_update().map(|vouched| vouched.epoch);
             let seen = state.borrow_and_update().highest_epoch_seen;
             let record = self.node.group.record().borrow().record.clone();
+            // A sidecar that has just started finds its own earlier words ahead of it, until it has caught up.
+            let newest = self.is_newest(&record, heard);
             // No site can have come further than that; then the condition stays, and a person has to look.
             let believed = record.epoch.get().saturating_add(FLOOR_AHEAD);
             let above = Epoch::new(seen)
-                .filter(|above| *above > record.epoch && *above > record.floor && seen <= believed);
+                .filter(|above| *above > record.epoch && *above > record.floor && seen <= believed)
+                .filter(|_| newest);
             if let Some(above) = above {
                 let seen_in = self.node.group.roster().me.to_string();
                 let command = Command::RaiseFloor(RaiseFloor { above, seen_in });
@@ -334,8 +339,10 @@ impl NodeDoor {
                 tokio::time::sleep(AGAIN).await;
                 continue;
             }
-            if state.changed().await.is_err() {
-                return;
+            tokio::select! {
+                Ok(()) = state.changed() => {}
+                Ok(()) = vouched.changed(), if !newest => {}
+                else => return,
             }
         }
     }

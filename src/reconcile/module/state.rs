@@ -132,7 +132,8 @@ impl Progress {
         {
             state.conditions.push(Raised::new(condition, format!("{who}: {trouble}")));
         }
-        if let Some((shown, reached)) = self.ahead {
+        // Before this sidecar knows any ownership it is behind whatever it said in an earlier life.
+        if let Some((shown, reached)) = self.ahead.filter(|(_, reached)| *reached > 0) {
             let detail = format!("{who} shows epoch {shown}; this device is at {reached}");
             state.conditions.push(Raised::new(Condition::TwinAhead, detail));
         }

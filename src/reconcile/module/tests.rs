@@ -308,6 +308,16 @@ async fn whoever_is_behind_does_not_speak() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sidecar_that_knows_no_ownership_yet_is_not_alarmed_by_its_own_earlier_words() {
+    let mut bench = Bench::new(false);
+    bench.settle(said(7, true)).await;
+    bench.say(said(0, false));
+    tokio::time::sleep(S * 60).await;
+    let state = bench.until(|_| true).await;
+    assert_eq!((state.conditions, bench.section()["epoch"].clone()), (Vec::new(), json!(7)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_idle_day_costs_few_operations() {
     for edge in [false, true] {
         let mut bench = Bench::new(edge);
