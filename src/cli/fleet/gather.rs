@@ -17,6 +17,8 @@ const READS: f64 = 100.0;
 /// The largest page, and the smallest that is tried when one is too long to read.
 const PAGE: u16 = 1000;
 const PAGE_LEAST: u16 = 10;
+/// For so long in a row the hub may ask to be left alone: a used-up quota lasts until midnight, and whoever asked waits.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the twins show, by site and device.
 pub(super) type Sites = BTreeMap<String, BTreeMap<String, Device>>;
@@ -90,6 +92,7 @@ impl Reader {
     /// All pages of one question.
     async fn ask(&mut self, question: &str, sites: &mut Sites, progress: Progress<'_>) -> Result<u32, Error> {
         let (mut after, mut size, mut pages, mut rows) = (None, PAGE, 0, 0);
+        let mut waited = Duration::ZERO;
         loop {
             let gap = Duration::from_secs_f64(1.0 / (QUESTIONS * self.share));
             // The first few are within the burst that every hub absorbs.
@@ -98,6 +101,7 @@ impl Reader {
             pages += 1;
             match self.hub.query(question, after.as_deref(), size).await {
                 Ok(page) => {
+                    waited = Duration::ZERO;
                     rows += page.rows.len();
                     page.rows.iter().for_each(|row| take(row, &self.path, sites));
                     progress(format!("{rows} twins read"));
@@ -107,10 +111,11 @@ impl Reader {
                     }
                 }
                 Err(Error::NotTheHub(why)) if size > PAGE_LEAST && why.contains("longer than") => size /= 10,
-                Err(Error::Throttled { retry_after, .. }) => {
+                Err(Error::Throttled { retry_after, .. }) if waited < PATIENCE => {
                     let wait = retry_after.unwrap_or(gap * 2).min(Duration::from_secs(60));
                     progress(format!("the hub asks us to slow down; again in {} s", wait.as_secs().max(1)));
                     tokio::time::sleep(wait).await;
+                    waited += wait;
                 }
                 Err(other) => return Err(other),
             }

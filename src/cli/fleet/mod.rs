@@ -128,6 +128,7 @@ fn trouble(why: &hub::Error) -> Trouble {
             "the policy needs the right ServiceConnect; compare the connection string with the portal's, and this clock with the time"
         }
         hub::Error::Throttled { .. } => "others use the hub as well: give it a smaller --share",
+        hub::Error::Unavailable { .. } => "it is the hub's own trouble: try again later",
         hub::Error::Untrusted(_) => "name the authority's certificate with --ca-file",
         _ => "check the host in the connection string and this machine's way to it",
     };
