@@ -68,6 +68,8 @@ struct Pipe {
     unsent: VecDeque<Packet>,
     retry: Duration,
     dead: bool,
+    /// The end that writes has said that nothing more comes.
+    finished: bool,
     reader_gone: bool,
 }
 
@@ -115,6 +117,13 @@ impl Lan {
     fn fly(&mut self, at: Duration, flight: Flight) {
         self.count += 1;
         self.flights.insert((at, self.count), flight);
+    }
+
+    fn finish(&mut self, id: u64) {
+        let Some(pipe) = self.pipes.get_mut(&id) else { return };
+        if !std::mem::replace(&mut pipe.finished, true) {
+            self.send(id, Packet::Fin);
+        }
     }
 
     fn send(&mut self, id: u64, packet: Packet) {
@@ -255,8 +264,8 @@ impl Lan {
         let there = self.count * 2;
         self.pipes.insert(there, Pipe { from, to, ..Pipe::default() });
         self.pipes.insert(back(there), Pipe { from: to, to: from, ..Pipe::default() });
-        let server = Stream { net: net.clone(), read: there, write: back(there), from, finished: false };
-        let client = Stream { net: net.clone(), read: back(there), write: there, from: to, finished: false };
+        let server = Stream { net: net.clone(), read: there, write: back(there), from };
+        let client = Stream { net: net.clone(), read: back(there), write: there, from: to };
         match listener.send(server) {
             Ok(()) => Some((Ok(client), None)),
             Err(unwanted) => Some((Ok(client), Some(unwanted.0))),
@@ -345,6 +354,19 @@ impl Net {
         drop(listener);
     }
 
+    /// A process is gone: the kernel closes what it had open, the oldest first. Without this the connections would end
+    /// in the order in which tokio drops a runtime's tasks, which is by numbers that count on from run to run.
+    pub fn exit(&self, n: usize) {
+        let mut lan = self.lan();
+        let listener = lan.ports[n].listener.take();
+        let written: Vec<u64> = lan.pipes.iter().filter(|(_, p)| p.from == n).map(|(id, _)| *id).collect();
+        for id in written {
+            lan.finish(id);
+        }
+        drop(lan);
+        drop(listener);
+    }
+
     /// Changes one direction.
     pub fn change(&self, from: usize, to: usize, change: impl FnOnce(&mut Link)) {
         let mut lan = self.lan();
@@ -410,7 +432,6 @@ struct Stream {
     read: u64,
     write: u64,
     from: usize,
-    finished: bool,
 }
 
 impl AsyncRead for Stream {
@@ -441,7 +462,8 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut lan = self.net.lan();
-        if self.finished || lan.pipes.get(&self.read).is_none_or(|p| p.reset) {
+        let finished = lan.pipes.get(&self.write).is_none_or(|p| p.finished);
+        if finished || lan.pipes.get(&self.read).is_none_or(|p| p.reset) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         lan.send(self.write, Packet::Bytes(Bytes::copy_from_slice(buf)));
@@ -452,10 +474,8 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !std::mem::replace(&mut self.finished, true) {
-            self.net.lan().send(self.write, Packet::Fin);
-        }
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.net.lan().finish(self.write);
         Poll::Ready(Ok(()))
     }
 }
@@ -463,9 +483,7 @@ impl AsyncWrite for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let mut lan = self.net.lan();
-        if !self.finished {
-            lan.send(self.write, Packet::Fin);
-        }
+        lan.finish(self.write);
         let mut waker = None;
         if let Some(pipe) = lan.pipes.get_mut(&self.read) {
             pipe.reader_gone = true;

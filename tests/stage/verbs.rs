@@ -42,8 +42,8 @@ impl Stage {
 
     /// The process is gone, whatever the reason, and the machine is not.
     pub(super) fn exited(&mut self, n: usize) {
+        self.net.exit(n);
         self.sim.kill(n);
-        self.net.unlisten(n);
         self.devices[n].gone();
         if !self.rebooted[n] {
             self.devices[n].fencer.orphan();
