@@ -176,7 +176,7 @@ BUGS = [
      "once.and_then(|once| self.executed(once.id))", "once.and_then(|once| self.executed(once.id).filter(|_| false))",
      [("lib", "ownership::record::tests::a_repeat_is_answered_with_the_first_outcome_and_changes_nothing")]),
     ("unexpired-forgotten", HANDLED, "Handled::has_room",
-     "if held + spare < HANDLED_MAX {", "if held + spare < HANDLED_MAX * 2 {",
+     "held + HANDLED_SPARE < HANDLED_MAX {", "held + HANDLED_SPARE < HANDLED_MAX * 2 {",
      [("lib", "ownership::record::handled::tests::nothing_that_may_be_repeated_is_forgotten")]),
     ("floor-ignored", RECORD, "Record::claim",
      "self.epoch.max(self.floor).next()", "self.epoch.next()",
