@@ -122,20 +122,20 @@ conditions! {
         "Nothing, if it passes. If it says that the former store is still there, two devices have the same name, or two data folders are in use.";
     /// The hub cannot be reached.
     HubUnreachable = "hub.unreachable", Warning,
-        "The IoT Hub cannot be reached from the device that mirrors; ownership on site is not affected.",
-        "Check the uplink; the twins are brought up to date by themselves once the hub answers.";
+        "The IoT Hub cannot be reached from the device that mirrors, or has trouble of its own; ownership on site is not affected.",
+        "If the detail says that the hub answers, wait: it is the hub's own trouble. Otherwise check the uplink. The twins are brought up to date by themselves.";
     /// The hub refuses our credentials.
     HubUnauthorized = "hub.unauthorized", Warning,
-        "The IoT Hub refuses the credentials (401 or 403).",
-        "Check the shared access policy's key and rights (ServiceConnect), and this device's wall clock.";
+        "The IoT Hub refuses the credentials (401 or 403), or the module's link (MQTT code 4 or 5).",
+        "Check the key, the right that the detail names, and this device's wall clock. A module's link is refused with the same words if the module or its device was deleted, disabled or made anew: look at both in the hub.";
     /// The hub tells us to slow down.
-    HubThrottled = "hub.throttled", Info,
-        "The IoT Hub is throttling requests; the mirror waits and sends only the newest state.",
-        "Nothing, unless it lasts: then look for other heavy users of the same hub.";
+    HubThrottled = "hub.throttled", Warning,
+        "The IoT Hub is throttling requests, or the day's quota of messages is used up; the mirror waits and sends only the newest state.",
+        "Nothing, unless it lasts: then look for other heavy users of the same hub. A quota that is used up is given again at midnight UTC, or at once with more units.";
     /// The hub does not know one of the devices.
     HubDeviceMissing = "hub.device_missing", Warning,
-        "The IoT Hub does not know one of the site's devices (404), so that device's flag cannot be mirrored.",
-        "Create the device identity, or correct the id in site.members.";
+        "The IoT Hub does not know one of the site's devices or its module (404), or the device's IoT Edge does not know the module's identity; its flag cannot be mirrored.",
+        "Create the identity, or correct the id in site.members. An identity that was made anew is known once IoT Edge has started the module again.";
     /// The hub does not let one of the devices connect.
     HubDeviceDisabled = "hub.device_disabled", Warning,
         "One of the site's devices is disabled in IoT Hub: its flag is written, but the device cannot connect to see it.",

@@ -244,8 +244,12 @@ fn rest(out: &mut String, r: &Report) {
         ("off" | "", _) => "not mirrored".to_owned(),
         (_, last) => {
             let elsewhere = h.mirrored_by.as_ref().filter(|by| **by != r.device);
+            // Device twins have one writer, and this device is not waiting for the hub.
+            let unknown =
+                h.mirrored_by.is_none() && h.mirror != "module-twin" && !h.in_sync && h.lag_ms == 0;
             let sync = match elsewhere {
                 Some(by) => format!("mirrored by {}", safe(by)),
+                None if unknown => "nobody is known to mirror now".to_owned(),
                 None if h.in_sync => "in sync".to_owned(),
                 None => format!("behind for {}", span(h.lag_ms)),
             };
@@ -253,11 +257,13 @@ fn rest(out: &mut String, r: &Report) {
                 Some(epoch) => format!("{sync}, epoch {epoch} confirmed"),
                 None => sync,
             };
-            let last = last.map_or_else(
-                || "no success yet".to_owned(),
-                |ms| format!("last success {} UTC", date_seconds(ms)),
-            );
-            format!("{}: {sync}, {last}", h.name)
+            let last = match last {
+                Some(ms) => format!(", last success {} UTC", date_seconds(ms)),
+                // It has nothing to do there.
+                None if elsewhere.is_some() || unknown => String::new(),
+                None => ", no success yet".to_owned(),
+            };
+            format!("{}: {sync}{last}", h.name)
         }
     };
     row(out, "hub", &hub);

@@ -297,7 +297,8 @@ impl Emulator {
         self.connection_string("iothubowner")
     }
 
-    fn connection_string(&self, policy: &str) -> String {
+    /// The connection string of this policy: one of the two above, `registryRead` or `registryReadWrite`.
+    pub fn connection_string(&self, policy: &str) -> String {
         let key = self.state.policies.key_base64(policy).unwrap_or_default();
         format!(
             "HostName={}:{};SharedAccessKeyName={policy};SharedAccessKey={key}",

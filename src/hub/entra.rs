@@ -61,6 +61,19 @@ pub enum TokenSource {
 }
 
 impl TokenSource {
+    /// What reading twins needs, or writing them: a refusal does not always say it.
+    pub fn needs(&self, writes: bool) -> String {
+        let (does, action) = if writes { ("writing", "write") } else { ("reading", "read") };
+        match self {
+            TokenSource::Sas(_) => format!(
+                "{does} twins needs the right ServiceConnect, which the policy service has, and registryRead and registryReadWrite have not"
+            ),
+            TokenSource::Entra(_) => format!(
+                "{does} twins needs the action twins/{action}, which the role IoT Hub Twin Contributor has"
+            ),
+        }
+    }
+
     /// The text for the `Authorization` header.
     ///
     /// Dropping the future gives up asking; the next call asks anew.

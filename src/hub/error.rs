@@ -16,6 +16,11 @@ pub const ANSWERED_CAP: Duration = Duration::from_secs(60);
 /// The longest `Retry-After` that is obeyed. A hub that asks for more is asked again after this.
 pub const RETRY_AFTER_CAP: Duration = Duration::from_secs(300);
 
+/// Stands where whoever refused said nothing.
+pub const WITHOUT_A_REASON: &str = "no reason given";
+/// The status by which the hub says that the day's quota is used up.
+pub const QUOTA: u16 = 403;
+
 /// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -30,6 +35,9 @@ pub enum Error {
     /// This machine's identity gives no token; the hub was not asked.
     #[error("no token for the hub from {0}")]
     NoToken(String),
+    /// IoT Edge knows no such identity: the hub was not asked.
+    #[error("{0}")]
+    IdentityGone(String),
     /// 404: the hub does not know the device.
     #[error("the hub does not know device {device}")]
     DeviceMissing {
@@ -40,7 +48,7 @@ pub enum Error {
     #[error("the twin has changed since it was read")]
     Changed,
     /// 429, or 403 because the day's quota is used up.
-    #[error("the hub asks us to slow down ({status})")]
+    #[error("{}", slowed(*.status))]
     Throttled {
         /// 429 or 403.
         status: u16,
@@ -48,7 +56,7 @@ pub enum Error {
         retry_after: Option<Duration>,
     },
     /// 5xx or 408: the hub has trouble of its own.
-    #[error("the hub has trouble of its own ({status}): {detail}")]
+    #[error("the hub answers, and has trouble of its own ({status}): {detail}")]
     Unavailable {
         /// The status.
         status: u16,
@@ -82,6 +90,16 @@ pub enum Error {
     Unreachable(String),
 }
 
+/// What the hub means by this status when it asks us to slow down.
+fn slowed(status: u16) -> String {
+    match status {
+        QUOTA => format!(
+            "the hub's quota of messages for this day is used up ({QUOTA}); it is given again at midnight UTC"
+        ),
+        status => format!("the hub asks us to slow down ({status})"),
+    }
+}
+
 /// What to do after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
@@ -103,7 +121,7 @@ impl Error {
     pub fn condition(&self) -> Option<Condition> {
         match self {
             Error::Unauthorized { .. } | Error::NoToken(_) => Some(Condition::HubUnauthorized),
-            Error::DeviceMissing { .. } => Some(Condition::HubDeviceMissing),
+            Error::DeviceMissing { .. } | Error::IdentityGone(_) => Some(Condition::HubDeviceMissing),
             Error::Changed => None,
             Error::Throttled { .. } => Some(Condition::HubThrottled),
             Error::Rejected { .. } | Error::NotTheHub(_) => Some(Condition::HubBadAnswer),
@@ -122,7 +140,9 @@ impl Error {
         };
         match self {
             Error::Changed => Retry::Reread,
-            Error::DeviceMissing { .. } | Error::Rejected { .. } => Retry::SkipDevice,
+            Error::DeviceMissing { .. } | Error::IdentityGone(_) | Error::Rejected { .. } => {
+                Retry::SkipDevice
+            }
             Error::Throttled { retry_after, .. } | Error::Unavailable { retry_after, .. } => {
                 back_off(ANSWERED_CAP, *retry_after)
             }
@@ -146,6 +166,7 @@ impl Error {
                 status => status.to_string().into(),
             },
             Error::DeviceMissing { .. } => "404".into(),
+            Error::IdentityGone(_) => "no_identity".into(),
             Error::Changed => "412".into(),
             Error::NoToken(_) => "no_token".into(),
             Error::TimedOut { .. } => "timeout".into(),
@@ -160,6 +181,7 @@ impl Error {
         !matches!(
             self,
             Error::NoToken(_)
+                | Error::IdentityGone(_)
                 | Error::TimedOut { .. }
                 | Error::NotTheHub(_)
                 | Error::Untrusted(_)
@@ -171,6 +193,7 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::condition::Severity;
 
     #[test]
     fn the_hubs_wish_is_obeyed_within_reason() {
@@ -181,6 +204,21 @@ mod tests {
             |seconds| Retry::BackOff { cap: ANSWERED_CAP, at_least: Some(Duration::from_secs(seconds)) };
         assert_eq!(asked(7), at_least(7));
         assert_eq!(asked(u64::MAX), at_least(300));
+    }
+
+    #[test]
+    fn who_has_to_act_is_said() {
+        let quota = Error::Throttled { status: QUOTA, retry_after: None };
+        assert_eq!(quota.condition(), Some(Condition::HubThrottled));
+        assert!(Condition::HubThrottled.severity() > Severity::Info, "a quota lasts until midnight");
+        let said = quota.to_string();
+        assert!(said.contains("quota") && said.contains("midnight UTC"), "{said}");
+        let busy = Error::Throttled { status: 429, retry_after: None }.to_string();
+        assert!(!busy.contains("quota"), "{busy}");
+        let trouble = Error::Unavailable { status: 503, retry_after: None, detail: "busy".into() };
+        assert!(trouble.to_string().starts_with("the hub answers, and has trouble of its own (503)"));
+        let advice = trouble.condition().expect("has one").advice();
+        assert!(advice.contains("that the hub answers"), "{advice}");
     }
 
     #[test]

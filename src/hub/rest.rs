@@ -5,6 +5,8 @@
 //! is told apart by who can mend it (`error.rs`). Answers are read up to a limit, whatever they claim to be.
 //! Of the hub itself, only this file asks with reqwest; tokens come from `sas.rs` and `entra.rs`.
 
+mod answer;
+
 use std::{
     error::Error as StdError,
     fs, io,
@@ -16,13 +18,12 @@ use std::{
 use percent_encoding::utf8_percent_encode;
 use reqwest::{
     Method, Response, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, IF_MATCH, LOCATION, RETRY_AFTER},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH},
 };
 use rustls::{
     CertificateError, ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
-use serde_json::Value;
 use tokio_rustls::TlsConnector;
 
 use super::{
@@ -32,7 +33,6 @@ use super::{
     settings::{CONNECTION_STRING_ADVICE, Identity, Settings},
     target::Target,
     twin::{Change, Twin},
-    wall,
 };
 use crate::{clock::Clock, timing::Fault};
 
@@ -43,8 +43,6 @@ const ANSWER_MAX: usize = 1024 * 1024;
 const AT_ONCE_MAX: usize = 64 * 1024;
 /// How long a knock waits for the door: longer than a satellite takes.
 const KNOCK: Duration = Duration::from_secs(2);
-/// Wall clocks further apart than this are worth a hint; the hub itself allows five minutes.
-const SKEW_S: u64 = 240;
 
 /// The hub over REST.
 #[derive(Debug)]
@@ -159,10 +157,10 @@ impl RestHub {
         let body = change.map(|change| change.to_json().to_string());
         let (_, body) = self.ask(method, &path, headers, body, &target.to_string(), ANSWER_MAX).await?;
         if body.len() < AT_ONCE_MAX {
-            return twin(&body, target);
+            return answer::twin(&body, target);
         }
         let target = target.clone();
-        let read = tokio::task::spawn_blocking(move || twin(&body, &target)).await;
+        let read = tokio::task::spawn_blocking(move || answer::twin(&body, &target)).await;
         read.unwrap_or_else(|e| Err(Error::NotTheHub(format!("its twin could not be read: {e}"))))
     }
 
@@ -184,6 +182,7 @@ impl RestHub {
         })?;
         token.set_sensitive(true);
         headers.insert(AUTHORIZATION, token);
+        let writes = method == Method::PATCH;
         let url = format!("https://{}{path}?api-version={API_VERSION}", self.host);
         let mut request = self.client.request(method, url);
         if let Some(body) = body {
@@ -196,9 +195,13 @@ impl RestHub {
         if status == StatusCode::OK {
             return Ok((headers, body));
         }
-        let error = self.refused(status, &headers, &body, about);
-        if matches!(error, Error::Unauthorized { .. }) {
+        let error = answer::refused(status, &headers, &body, about, self.clock.wall_ms());
+        if let Error::Unauthorized { status, detail } = error {
             self.refresh_credentials().await;
+            return Err(Error::Unauthorized {
+                status,
+                detail: format!("{detail}; {}", self.tokens.needs(writes)),
+            });
         }
         Err(error)
     }
@@ -227,54 +230,6 @@ impl RestHub {
             body.extend_from_slice(&chunk);
         }
         Ok(body)
-    }
-
-    /// An answer other than 200.
-    fn refused(&self, status: StatusCode, headers: &HeaderMap, body: &[u8], about: &str) -> Error {
-        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let retry_after = text(RETRY_AFTER).and_then(|v| v.trim().parse().ok()).map(Duration::from_secs);
-        let number = status.as_u16();
-        let message = message(body);
-        let code = headers.get("iothub-errorcode").and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let says = |name: &str| code == name || message.as_deref().is_some_and(|m| m.contains(name));
-        let detail = || message.clone().unwrap_or_else(|| "no reason given".into());
-        // Front ends answer these with HTML of their own when the hub behind them is away.
-        if status.is_server_error() || number == 408 {
-            return Error::Unavailable { status: number, retry_after, detail: detail() };
-        }
-        if number == 429 {
-            return Error::Throttled { status: number, retry_after };
-        }
-        if status.is_redirection() {
-            let to = text(LOCATION).and_then(|l| reqwest::Url::parse(l).ok());
-            let to = to.as_ref().and_then(reqwest::Url::host_str).unwrap_or("elsewhere");
-            return Error::NotTheHub(format!("a redirect ({number}) to {to}, which is not followed"));
-        }
-        if message.is_none() && code.is_empty() {
-            return Error::NotTheHub(format!("{number} with {}", kind(headers, body)));
-        }
-        match number {
-            403 if says("IotHubQuotaExceeded") => Error::Throttled { status: number, retry_after },
-            401 | 403 => Error::Unauthorized { status: number, detail: detail() + &self.skew(text(DATE)) },
-            404 if says("DeviceNotFound") || says("ModuleNotFound") => {
-                Error::DeviceMissing { device: about.to_owned() }
-            }
-            404 => Error::NotTheHub(format!("404, but not for a device: {}", detail())),
-            412 => Error::Changed,
-            _ => Error::Rejected { status: number, detail: detail() },
-        }
-    }
-
-    /// A hint if this device's wall clock and the hub's differ: the usual cause of a refused token.
-    fn skew(&self, date: Option<&str>) -> String {
-        let here = self.clock.wall_ms() / 1000;
-        match date.and_then(wall::http_date).map(|hub| (hub, hub.abs_diff(here))) {
-            Some((hub, apart)) if apart > SKEW_S => {
-                let side = if here < hub { "behind" } else { "ahead of" };
-                format!("; this device's wall clock is {apart} s {side} the hub's")
-            }
-            _ => String::new(),
-        }
     }
 
     /// As far as a call goes before it is one. A front end whose hub is away may take connections and end them at once.
@@ -427,39 +382,6 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, Fault> {
         return Err(fault("holds no certificate".into()));
     }
     Ok(roots)
-}
-
-/// The twin in a 200, which must be the one asked for.
-fn twin(body: &[u8], target: &Target) -> Result<Twin, Error> {
-    let json: Value = serde_json::from_slice(body)
-        .map_err(|_| Error::NotTheHub(format!("200 with {}", kind(&HeaderMap::new(), body))))?;
-    let twin =
-        Twin::from_json(&json).map_err(|why| Error::NotTheHub(format!("200 without a twin: {why}")))?;
-    if twin.device != target.device || twin.module != target.module {
-        return Err(Error::NotTheHub("200 with the twin of somebody else".into()));
-    }
-    Ok(twin)
-}
-
-/// The hub's own words in an error body: `ErrorCode:Name;text`, or a JSON document as a string with a `message`.
-fn message(body: &[u8]) -> Option<String> {
-    let json: Value = serde_json::from_slice(body).ok()?;
-    let text = json.get("Message").or_else(|| json.get("message"))?.as_str()?;
-    let inner = serde_json::from_str::<Value>(text).ok();
-    let words = inner.as_ref().and_then(|inner| inner.get("message")?.as_str()).unwrap_or(text);
-    Some(words.chars().filter(|c| !c.is_control()).take(200).collect())
-}
-
-/// What a body is, for people.
-fn kind(headers: &HeaderMap, body: &[u8]) -> &'static str {
-    let html = headers.get(CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/html"));
-    match body.iter().find(|b| !b.is_ascii_whitespace()) {
-        _ if html => "HTML",
-        None => "an empty body",
-        Some(b'<') => "HTML",
-        Some(b'{' | b'[') => "other JSON, or JSON that is cut off",
-        Some(_) => "something that is not JSON",
-    }
 }
 
 /// Why a TLS connection failed.

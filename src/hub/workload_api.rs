@@ -12,7 +12,7 @@ use reqwest::{Method, StatusCode};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 
-use super::{Error, sas::UNRESERVED};
+use super::{Error, error::WITHOUT_A_REASON, sas::UNRESERVED};
 
 /// Known to every release of IoT Edge that is in use, and to both of Microsoft's emulated ones.
 const API_VERSION: &str = "2018-06-28";
@@ -78,6 +78,13 @@ impl WorkloadApi {
         let path = format!("/modules/{}/genid/{}/sign", encoded(module), encoded(generation));
         let body = json!({ "keyId": "primary", "algo": "HMACSHA256", "data": STANDARD.encode(data) });
         let (status, body) = self.call(Method::POST, &path, Some(body)).await?;
+        if status == StatusCode::NOT_FOUND {
+            return Err(Error::IdentityGone(format!(
+                "IoT Edge knows no module {module} of generation {generation} on this device: its identity was deleted or made anew; \
+                 IoT Edge has to start the module again ({})",
+                words(serde_json::from_slice(&body).ok().as_ref())
+            )));
+        }
         let answer = self.answer(status, &body)?;
         let digest = answer.get("digest").and_then(Value::as_str);
         let good = digest.filter(|digest| STANDARD.decode(digest).is_ok_and(|bytes| bytes.len() == 32));
@@ -124,9 +131,7 @@ impl WorkloadApi {
         if status.is_success() {
             return json.ok_or_else(|| self.strange("an answer that is no JSON"));
         }
-        let words = json.as_ref().and_then(|json| json.get("message")?.as_str()).unwrap_or("no reason given");
-        let words: String = words.chars().filter(|c| !c.is_control()).take(200).collect();
-        let detail = format!("IoT Edge's workload socket says: {words}");
+        let detail = format!("IoT Edge's workload socket says: {}", words(json.as_ref()));
         let status = status.as_u16();
         Err(match status {
             401 | 403 => Error::Unauthorized { status, detail },
@@ -138,6 +143,12 @@ impl WorkloadApi {
     fn strange(&self, what: &str) -> Error {
         Error::NotTheHub(format!("IoT Edge's workload socket {}: {what}", self.socket.display()))
     }
+}
+
+/// The socket's own words in an answer.
+fn words(json: Option<&Value>) -> String {
+    let words = json.and_then(|json| json.get("message")?.as_str()).unwrap_or(WITHOUT_A_REASON);
+    words.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 #[cfg(test)]

@@ -81,6 +81,9 @@ impl NodeDoor {
                 Err(why) => refusals.push(why),
             }
         }
+        if refusals.is_empty() {
+            return Err(Refusal::Unfit("nobody would be left: each device that may own is named".into()));
+        }
         Err(Refusal::Unfit(format!("no other device can take over: {}", refusals.join("; "))))
     }
 

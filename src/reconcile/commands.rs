@@ -165,11 +165,11 @@ impl Request {
 /// Whether `commands`, as it was reported before ([`Outcome::reported`]), answers this very request. Then it is not to be
 /// executed again: a sidecar that restarts reads old requests once more.
 pub fn is_answered(request: &Result<Request, Malformed>, commands: &Value) -> bool {
-    let (verb, id, reason) = match request {
-        Ok(request) => (Some(request.verb), &request.id, None),
-        Err(malformed) => (malformed.verb, &malformed.id, Some(&malformed.reason)),
+    let (key, id, reason) = match request {
+        Ok(request) => (Some(key(request.verb)), &request.id, None),
+        Err(malformed) => (malformed.key(), &malformed.id, Some(&malformed.reason)),
     };
-    let Some(said) = verb.and_then(|verb| commands.get(key(verb))) else { return false };
+    let Some(said) = key.and_then(|key| commands.get(key)) else { return false };
     let says = |field: &str, text: &str| said.get(field).and_then(Value::as_str) == Some(text);
     says("id", id) && reason.is_none_or(|reason| says("reason", reason))
 }
@@ -183,10 +183,17 @@ fn key(verb: Verb) -> &'static str {
     }
 }
 
+impl Malformed {
+    fn key(&self) -> Option<&'static str> {
+        self.verb.map(|verb| if self.own_key { verb.name() } else { key(verb) })
+    }
+}
+
 /// What became of a request, to be told to the cloud.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    verb: Option<Verb>,
+    /// Under which key it is kept; `None` for a question, or something that has no name.
+    key: Option<&'static str>,
     id: String,
     status: u16,
     said: &'static str,
@@ -225,15 +232,13 @@ impl Outcome {
     /// Only the newest of each kind is kept, so it stays small. `None` if there is nothing to keep: a question, or
     /// something that has no name.
     pub fn reported(&self, wall_ms: u64) -> Option<Value> {
-        let verb = self.verb.filter(|verb| !verb.asks())?;
-        Some(json!({ key(verb): self.told(wall_ms) }))
+        Some(json!({ self.key?: self.told(wall_ms) }))
     }
 
     /// The same for a direct method, `method_<key>`: it must not hide what became of a desired property, which would then
     /// be executed anew.
     pub fn reported_of_method(&self, wall_ms: u64) -> Option<Value> {
-        let verb = self.verb.filter(|verb| !verb.asks())?;
-        Some(json!({ format!("method_{}", key(verb)): self.told(wall_ms) }))
+        Some(json!({ format!("method_{}", self.key?): self.told(wall_ms) }))
     }
 
     fn told(&self, wall_ms: u64) -> Value {
@@ -253,8 +258,8 @@ pub async fn execute(
     wall_ms: u64,
     request: Result<Request, Malformed>,
 ) -> Outcome {
-    let outcome = |verb, id: &str, status, said, reason: String| Outcome {
-        verb,
+    let outcome = |key, id: &str, status, said, reason: String| Outcome {
+        key,
         id: id.to_owned(),
         status,
         said,
@@ -265,12 +270,15 @@ pub async fn execute(
     };
     let request = match request {
         Ok(request) => request,
-        Err(Malformed { verb, id, status, reason }) => {
-            return outcome(verb, &id, status, "refused", reason);
+        Err(malformed) => {
+            let key = malformed.key();
+            let Malformed { id, status, reason, .. } = malformed;
+            return outcome(key, &id, status, "refused", reason);
         }
     };
-    let (verb, id) = (Some(request.verb), request.id.clone());
-    let refused = |status, reason| outcome(verb, &id, status, "refused", reason);
+    let id = request.id.clone();
+    let key = Some(key(request.verb)).filter(|_| !request.verb.asks());
+    let refused = |status, reason| outcome(key, &id, status, "refused", reason);
     if let Some(missing) = request.takes.iter().find(|verb| !allowed.allows(**verb)) {
         return refused(403, format!("this site takes no {missing} from the cloud: see hub.commands"));
     }
@@ -280,7 +288,7 @@ pub async fn execute(
     }
     let Some(order) = request.order.clone() else {
         let answer = if request.verb == Verb::Why { corridor.why() } else { corridor.status() };
-        return Outcome { answer: Some(answer), ..outcome(verb, "", 200, "done", String::new()) };
+        return Outcome { answer: Some(answer), ..outcome(key, "", 200, "done", String::new()) };
     };
     let number = request.number();
     if corridor.executed(number).is_none()
@@ -289,7 +297,7 @@ pub async fn execute(
         return match request.begun && status == 409 {
             true => {
                 let reason = format!("{reason}; it was begun before, and may still take effect");
-                outcome(verb, &id, status, "unconfirmed", reason)
+                outcome(key, &id, status, "unconfirmed", reason)
             }
             false => Outcome { begun: request.begun, ..refused(status, reason) },
         };
@@ -307,7 +315,7 @@ pub async fn execute(
         Ok(Fulfilled { repeated, epoch, owner }) => {
             let said = if repeated { "repeated" } else { "done" };
             let reason = owner.map_or_else(String::new, |owner| format!("{owner} owns"));
-            Outcome { epoch, ..outcome(verb, &id, 200, said, reason) }
+            Outcome { epoch, ..outcome(key, &id, 200, said, reason) }
         }
         Err(refusal) => {
             let status = match &refusal {

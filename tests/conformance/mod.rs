@@ -1,6 +1,8 @@
 //! One suite per door, run against each implementation of it.
 
 #[cfg(feature = "emulator")]
+mod check;
+#[cfg(feature = "emulator")]
 mod device_sdk;
 #[cfg(feature = "emulator")]
 mod edge;

@@ -5,6 +5,7 @@ use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use quorate::{
     clock::BootClock,
+    condition::Condition,
     emulator::{Emulator, Options},
     hub::{
         Change, Error, Target,
@@ -121,6 +122,15 @@ async fn refusals_are_named_and_hold_no_secret() {
     assert!(error.to_string().contains("wall clock"), "{error}");
     let stranger = bench.string.replace("ModuleId=quorate", "ModuleId=nobody");
     assert!(matches!(bench.refused(&stranger).await, Error::Unauthorized { .. }));
+    // The hub has one answer for all of these, so all of them are said.
+    let edge = DeviceId::new("edge-1").expect("a name");
+    bench.emulator.enable_device(&edge, false);
+    let error = bench.refused(&bench.string).await;
+    assert_eq!(error.condition(), Some(Condition::HubUnauthorized));
+    for cause in ["key", "wall clock", "edge-1/quorate", "deleted", "disabled", "made anew"] {
+        assert!(error.to_string().contains(cause), "{cause} in {error}");
+    }
+    bench.emulator.enable_device(&edge, true);
     std::fs::write(bench.folder.path().join("ca.pem"), Bench::start().emulator.ca_pem()).expect("writes");
     let error = bench.refused(&bench.string).await;
     assert!(matches!(error, Error::Untrusted(_)), "{error:?}");

@@ -1,6 +1,7 @@
-//! Whether the hub can be reached with the credentials that are configured, without writing anything.
+//! Whether the hub can be reached with the credentials that are configured, and whether they may write, without writing anything.
 //!
-//! Each device's twin is read as the mirror would read it. The sidecar's own module link is deliberately not opened: one identity
+//! Each device's twin is read as the mirror would read it. Whether it may be written is asked once, because a right is good for all
+//! twins of a hub: with an etag that no twin has, so that the hub checks the right and refuses the change. The sidecar's own module link is deliberately not opened: one identity
 //! has one link, so that would end the link of a sidecar that runs. Asked instead is what can be known without it: whether
 //! somebody signs for the module, and whether whoever listens where its link would lead has a certificate that is trusted. Whether
 //! the token is accepted shows only on the link itself.
@@ -13,7 +14,7 @@ use crate::{
     clock::{BootClock, Clock as _},
     config::Config,
     hub::{
-        Hub as _, Target,
+        Change, Error, Hub as _, Target,
         edge::Identity,
         mqtt::client::{Client, Line},
         rest::RestHub,
@@ -22,6 +23,11 @@ use crate::{
 
 /// Nobody is shown the token that is signed, so it needs no life to speak of.
 const TOKEN_LIFE_S: u64 = 60;
+
+/// Etags are base64, so no twin has this one.
+const NO_TWINS_ETAG: &str = "no-twin-has-this";
+/// A key that nobody writes: to remove it changes nothing, even if somebody ignored the etag.
+const NOBODYS_KEY: &str = "quorateCheck";
 
 /// One thing that was tried.
 #[derive(Debug, Serialize)]
@@ -56,6 +62,7 @@ async fn device_twins(config: &Config, tried: &mut Vec<Tried>) {
             return;
         }
     };
+    let mut readable = None;
     for member in config.site.members.iter().filter(|member| member.role.may_own()) {
         let begun = begin();
         let read = hub.get_twin(&Target::from(&member.device)).await;
@@ -65,9 +72,30 @@ async fn device_twins(config: &Config, tried: &mut Vec<Tried>) {
             Some(epoch) => format!(", which shows epoch {epoch}"),
             None => String::new(),
         };
+        if read.is_ok() {
+            readable.get_or_insert(&member.device);
+        }
         let what = format!("the twin of {} at {}{shows}", member.device, hub.name());
         tried.push(Tried { what, took_ms: since(begun), error: read.err().map(|why| why.to_string()) });
     }
+    if let Some(device) = readable {
+        tried.push(may_write(&hub, &Target::from(device)).await);
+    }
+}
+
+/// Whether twins may be written, asked with a change that cannot be made.
+async fn may_write(hub: &RestHub, target: &Target) -> Tried {
+    let nothing = [(NOBODYS_KEY.to_owned(), serde_json::Value::Null)].into_iter().collect();
+    let change = Change { tags: None, desired: Some(nothing) };
+    let begun = begin();
+    let error = match hub.patch_twin(target, &change, Some(NO_TWINS_ETAG)).await {
+        // Its right was in order, its etag was not, as intended.
+        Err(Error::Changed) | Ok(_) => None,
+        Err(why @ Error::Unauthorized { .. }) => Some(format!("it may read, and not write: {why}")),
+        Err(why) => Some(why.to_string()),
+    };
+    let what = format!("the right to write twins at {}, asked without a change", hub.name());
+    Tried { what, took_ms: since(begun), error }
 }
 
 async fn module_twin(config: &Config, tried: &mut Vec<Tried>) {

@@ -24,7 +24,7 @@ use crate::{
 /// timers come too late, and how long the other members take to answer; then says which of
 /// the timings "fastest", "fast" and "default" this device can keep, and why not the others.
 /// Run it under the load that the device will have. A running sidecar is not disturbed, and
-/// nothing is written to the hub.
+/// nothing is changed in the hub.
 #[derive(Debug, clap::Args)]
 #[command(
     verbatim_doc_comment,
@@ -40,7 +40,7 @@ pub(super) struct Args {
     /// For how long to measure
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
-    /// Print one JSON object: keeps, configured, timings, writes, stalls, members, hub
+    /// Print one JSON object: ok, reasons, keeps, configured, timings, writes, stalls, members, hub
     #[arg(long)]
     json: bool,
 }
@@ -87,8 +87,9 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
     let measured = Measured { writes, stalls, round_trips, needed: config.site.members.len() / 2 };
     let configured = verdict::against(&measured, &config.site.timing);
     let presets = verdict::presets(&measured);
+    let reasons = reasons(&configured, &hub);
     if args.json {
-        say(&json(&measured, &members, &presets, &configured, &hub).to_string())?;
+        say(&json(&reasons, &measured, &members, &presets, &configured, &hub).to_string())?;
     } else {
         let head = format!("{}: {} of {}", config.file.display(), config.me, config.site.id);
         say(&text(
@@ -100,8 +101,17 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
             &hub,
         ))?;
     }
-    let reached = hub.iter().all(|tried| tried.error.is_none());
-    Ok(if configured.is_empty() && reached { DONE } else { NO })
+    Ok(if reasons.is_empty() { DONE } else { NO })
+}
+
+/// Why the answer is no; nothing if it is yes.
+fn reasons(configured: &[String], hub: &[hub::Tried]) -> Vec<String> {
+    let timing = configured.iter().map(|why| format!("the configured timing is not kept: {why}"));
+    timing.chain(failed(hub)).collect()
+}
+
+fn failed(hub: &[hub::Tried]) -> impl Iterator<Item = String> {
+    hub.iter().filter_map(|tried| Some(format!("{}: {}", tried.what, tried.error.as_ref()?)))
 }
 
 /// A word each five seconds, so that nobody thinks that it hangs.
@@ -117,6 +127,7 @@ fn keeps(presets: &[(Preset, Vec<String>)]) -> Option<&'static str> {
 }
 
 fn json(
+    reasons: &[String],
     measured: &Measured,
     members: &[Answer<'_>],
     presets: &[(Preset, Vec<String>)],
@@ -137,6 +148,8 @@ fn json(
         })
         .collect();
     serde_json::json!({
+        "ok": reasons.is_empty(),
+        "reasons": reasons,
         "keeps": keeps(presets),
         "configured": {"kept": configured.is_empty(), "reasons": configured},
         "timings": timings,
@@ -194,5 +207,8 @@ fn text(
     let _ = writeln!(text, "\nthis device can keep {best}");
     let _ = writeln!(text, "configured: {timing}");
     verdict(&mut text, "kept", configured);
+    if !hub.is_empty() {
+        verdict(&mut text, "hub", &failed(hub).collect::<Vec<_>>());
+    }
     text
 }

@@ -130,8 +130,11 @@ impl Client {
         session::open(stream, opening).await.map_err(|error| match error {
             Error::Unauthorized { status, detail } => {
                 let detail = format!(
-                    "{detail}; either the key or this device's wall clock is wrong: it says {}",
-                    wall::rfc3339(wall_ms)
+                    "{detail}; the other side says no more. Either the key is wrong, or this device's wall clock, which says {}; or the \
+                     module {} or its device was deleted, disabled or made anew in the hub{}",
+                    wall::rfc3339(wall_ms),
+                    identity.target(),
+                    if identity.gateway().is_some() { ", or the edgeHub has not heard of it yet" } else { "" }
                 );
                 Error::Unauthorized { status, detail }
             }

@@ -6,5 +6,6 @@
 
 pub mod client;
 pub mod packet;
+mod refusal;
 pub mod session;
 pub mod topic;

@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     packet::{Accepted, Connect, Packet, Publish},
+    refusal,
     topic::{self, Topic},
 };
 use crate::hub::{
@@ -93,7 +94,7 @@ where
     };
     session.write(&Packet::Connect(opening.connect)).await?;
     let accepted = match session.next().await? {
-        Packet::ConnAck { accepted: Accepted::No(code), .. } => return Err(refused(code)),
+        Packet::ConnAck { accepted: Accepted::No(code), .. } => return Err(refusal::of_link(code)),
         Packet::ConnAck { session_present, .. } => session_present,
         _ => return Err(Error::NotTheHub("its first packet is not the answer to ours".into())),
     };
@@ -120,21 +121,6 @@ where
     }
     let link = Arc::new(Orders { orders, target: session.target.clone(), timeout });
     Ok(Connected { link, events: taken, runs: Box::pin(session.run()) })
-}
-
-fn refused(code: u8) -> Error {
-    match code {
-        3 => Error::Unavailable {
-            status: 503,
-            retry_after: None,
-            detail: "it is not available (MQTT code 3)".into(),
-        },
-        4 | 5 => Error::Unauthorized {
-            status: 401,
-            detail: format!("the module's token is refused (MQTT code {code})"),
-        },
-        _ => Error::Rejected { status: 0, detail: format!("the connection is refused (MQTT code {code})") },
-    }
 }
 
 /// What the user of a link wants of the session.
@@ -422,19 +408,9 @@ impl Orders {
         body: Bytes,
     ) -> Result<Answer, Error> {
         let answer = self.give(|reply| Order::Ask { topic: Box::new(topic), body, reply }).await?;
-        let status = answer.status;
-        let detail = || {
-            let words = String::from_utf8_lossy(&answer.body);
-            let words: String = words.chars().filter(|c| !c.is_control()).take(200).collect();
-            if words.is_empty() { "no reason given".to_owned() } else { words }
-        };
-        match status {
+        match answer.status {
             200..=299 => Ok(answer),
-            401 | 403 => Err(Error::Unauthorized { status, detail: detail() }),
-            404 => Err(Error::DeviceMissing { device: self.target.to_string() }),
-            429 => Err(Error::Throttled { status, retry_after: None }),
-            408 | 500..=599 => Err(Error::Unavailable { status, retry_after: None, detail: detail() }),
-            _ => Err(Error::Rejected { status, detail: detail() }),
+            status => Err(refusal::of_request(status, &answer.body, &self.target)),
         }
     }
 }

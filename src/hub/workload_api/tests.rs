@@ -7,6 +7,7 @@ use axum::{
 use tokio::net::UnixListener;
 
 use super::*;
+use crate::condition::Condition;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -63,7 +64,11 @@ async fn its_refusals_are_named() {
     assert_eq!((bundle, signed), (Err(refusal.clone()), Err(refusal)));
     let (bundle, signed) = both(404, r#"{"message":"none"}"#).await;
     assert_eq!(bundle, Ok(None));
-    assert!(matches!(signed, Err(Error::Rejected { status: 404, .. })));
+    let gone = signed.expect_err("is refused");
+    assert_eq!(gone.condition(), Some(Condition::HubDeviceMissing));
+    for word in ["module m of generation 1", "deleted or made anew", "none"] {
+        assert!(gone.to_string().contains(word), "{gone}");
+    }
     assert!(matches!(both(500, "").await.1, Err(Error::Unavailable { status: 500, .. })));
     assert_eq!(both(200, r#"{"certificate":""}"#).await.0, Ok(None));
     for body in ["", "{}", "[]", r#"{"digest":1,"certificate":2}"#, r#"{"digest":"AAAA","certificate":{}}"#] {

@@ -20,6 +20,11 @@ const ID_MAX: usize = 64;
 const MOMENT_MAX: usize = 40;
 /// The most devices that are named at once.
 const DEVICES_MAX: usize = 64;
+/// What lifts an order by a method. A property says what shall be, so it lifts the order itself.
+const METHODS_ALONE: [(Verb, &str); 2] = [
+    (Verb::Resume, "write pause with a new id and \"on\": false"),
+    (Verb::Undrain, "write drain with a new id and, in \"devices\", all that shall stay drained"),
+];
 /// What every command may say.
 const COMMON: [&str; 5] = ["id", "expires", "base_epoch", "site", "reason"];
 
@@ -28,6 +33,8 @@ const COMMON: [&str; 5] = ["id", "expires", "base_epoch", "site", "reason"];
 pub struct Malformed {
     /// What it was meant to be, if that can be told.
     pub(super) verb: Option<Verb>,
+    /// It is told under its own name, because it is none of the commands that this would otherwise be the outcome of.
+    pub(super) own_key: bool,
     /// Its id, if that can be read.
     pub(super) id: String,
     /// 400, or 404 for a method that there is not.
@@ -45,7 +52,13 @@ type Fault = String;
 pub fn method(name: &str, payload: &Value) -> Result<Request, Malformed> {
     let Some(verb) = name.parse::<Verb>().ok().filter(|verb| *verb != Verb::Timing) else {
         let reason = "there is no such method; there are status, why, transfer, pause, resume, drain, undrain and prefer";
-        return Err(Malformed { verb: None, id: String::new(), status: 404, reason: reason.into() });
+        return Err(Malformed {
+            verb: None,
+            own_key: false,
+            id: String::new(),
+            status: 404,
+            reason: reason.into(),
+        });
     };
     if verb.asks() {
         return Ok(question(verb));
@@ -67,12 +80,20 @@ pub fn method(name: &str, payload: &Value) -> Result<Request, Malformed> {
 }
 
 /// The commands in the `quorate` section of a module twin's desired properties: `prefer`, `drain`, `pause`, `transfer` and
-/// `timing`, each with `{"id", "expires", ...}`. Each is one request; to withdraw one, write another or `null`.
+/// `timing`, each with `{"id", "expires", ...}`. Each is one request; to withdraw one, write another or `null`. `resume` and
+/// `undrain` are methods alone: as properties they are refused with what to write instead.
 pub fn desired(section: &Value) -> Vec<Result<Request, Malformed>> {
     const VERBS: [Verb; 5] = [Verb::Pause, Verb::Prefer, Verb::Drain, Verb::Timing, Verb::Transfer];
     let entries =
         VERBS.into_iter().filter_map(|verb| Some((verb, section.get(verb.name()).filter(|v| !v.is_null())?)));
-    entries.map(|(verb, entry)| one_desired(verb, entry)).collect()
+    let known = entries.map(|(verb, entry)| one_desired(verb, entry));
+    let methods = METHODS_ALONE.iter().filter_map(|(verb, instead)| {
+        let entry = section.get(verb.name()).filter(|v| !v.is_null())?;
+        let id = entry.as_object().and_then(|fields| id(fields).ok()).unwrap_or_default();
+        let reason = format!("there is no property {verb}; {instead}, and null here");
+        Some(Err(Malformed { verb: Some(*verb), own_key: true, id, status: 400, reason }))
+    });
+    known.chain(methods).collect()
 }
 
 fn one_desired(verb: Verb, entry: &Value) -> Result<Request, Malformed> {
@@ -125,7 +146,8 @@ fn read(
     payload: &Value,
     own: impl FnOnce(&Map<String, Value>) -> Result<(Order, &'static [Verb], &'static str), Fault>,
 ) -> Result<Request, Malformed> {
-    let malformed = |id: String, reason: Fault| Malformed { verb: Some(verb), id, status: 400, reason };
+    let malformed =
+        |id: String, reason: Fault| Malformed { verb: Some(verb), own_key: false, id, status: 400, reason };
     let Value::Object(fields) = payload else {
         return Err(malformed(
             String::new(),
