@@ -245,8 +245,7 @@ fn rest(out: &mut String, r: &Report) {
         (_, last) => {
             let elsewhere = h.mirrored_by.as_ref().filter(|by| **by != r.device);
             // Device twins have one writer, and this device is not waiting for the hub.
-            let unknown =
-                h.mirrored_by.is_none() && h.mirror != "module-twin" && !h.in_sync && h.lag_ms == 0;
+            let unknown = h.mirrored_by.is_none() && h.mirror != "module-twin" && !h.in_sync && h.lag_ms == 0;
             let sync = match elsewhere {
                 Some(by) => format!("mirrored by {}", safe(by)),
                 None if unknown => "nobody is known to mirror now".to_owned(),

@@ -5,6 +5,7 @@
 //! of a device is ever a key: a twin's keys cannot hold dots, and names of devices can.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{Flag, twin::Properties};
 
@@ -59,6 +60,31 @@ pub struct Reported {
     /// When this was written, by this device's wall clock, RFC 3339.
     #[serde(default)]
     pub reported: String,
+}
+
+impl Reported {
+    /// Reads what stands under [`KEY`]; `None` if it is none. A sidecar that has just started says everything else before the flag:
+    /// then the flag names no site ([`Reported::has_flag`]).
+    pub fn read(said: &Value) -> Option<Reported> {
+        let mut fields = said.as_object()?.clone();
+        let without = [
+            ("active", json!(false)),
+            ("leader", json!("")),
+            ("epoch", json!(0)),
+            ("site", json!("")),
+            ("since", json!("")),
+            ("reason", json!("")),
+        ];
+        for (name, value) in without {
+            fields.entry(name).or_insert(value);
+        }
+        serde_json::from_value(Value::Object(fields)).ok()
+    }
+
+    /// Whether it says anything about who owns.
+    pub fn has_flag(&self) -> bool {
+        !self.flag.site.is_empty()
+    }
 }
 
 /// One device of the site, as another sees it.

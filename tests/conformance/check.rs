@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use quorate::{emulator::Role, hub::memory::Trouble};
+use quorate::{
+    emulator::Role,
+    hub::{Target, Twin, memory::Trouble},
+};
 use serde_json::Value;
 
 use super::hub::{Site, loopback};
@@ -44,6 +47,10 @@ fn said(output: &Output) -> Value {
         .unwrap_or_else(|why| panic!("{why}: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
+fn twin(hub: &Site) -> Twin {
+    hub.emulator.entry(&Target::device("edge-1")).expect("is there").twin
+}
+
 /// What was tried at the hub and did not work.
 fn failed(said: &Value) -> Vec<String> {
     let tried = said["hub"].as_array().expect("a list").iter();
@@ -58,7 +65,7 @@ fn without_the_timing(said: &Value) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_right_that_is_missing_is_named_and_nothing_is_written() {
     let hub = Site::start(&["edge-1"]);
-    let (before, writes) = (hub.emulator.twin("edge-1"), hub.emulator.log().len());
+    let (before, writes) = (twin(&hub), hub.emulator.log().len());
     let good = said(&with_policy(&hub, "service", &["--json"]));
     assert_eq!((failed(&good), without_the_timing(&good)), (vec![], vec![]));
     let tried: Vec<_> = good["hub"].as_array().expect("a list").iter().map(|t| t["what"].clone()).collect();
@@ -86,7 +93,7 @@ async fn a_right_that_is_missing_is_named_and_nothing_is_written() {
     }
     hub.emulator.assign(&[Role::TwinContributor], Duration::from_secs(3600));
     assert_eq!(failed(&said(&check(&hub, &section, &["--json"], &host))), Vec::<String>::new());
-    assert_eq!((hub.emulator.twin("edge-1"), hub.emulator.log().len()), (before, writes));
+    assert_eq!((twin(&hub), hub.emulator.log().len()), (before, writes));
     hub.emulator.stop().await;
 }
 

@@ -216,7 +216,10 @@ fn whatever_the_cloud_writes_into_the_module_twin_moves_nothing() {
 #[test]
 fn the_cloud_pauses_and_moves_a_site_that_allows_it() {
     let cloud = Cloud::start();
-    let (site, owner, epoch) = site(&cloud, "commands = [\"status\", \"pause\", \"resume\", \"transfer\"]\n");
+    let (site, owner, epoch) = site(
+        &cloud,
+        "commands = [\"status\", \"pause\", \"resume\", \"transfer\", \"drain\", \"undrain\"]\n",
+    );
     until("the cloud to know the owner", || (0..3).all(|n| cloud.shows(n, owner, epoch)).then_some(()));
     let expires = wall::rfc3339(BootClock.wall_ms() + 3_600_000);
     let outcome = |n: usize, verb: &'static str, id: &'static str| {
@@ -244,10 +247,21 @@ fn the_cloud_pauses_and_moves_a_site_that_allows_it() {
     assert_eq!(next, asked);
     until("the cloud to know it", || (0..3).all(|n| cloud.shows(n, asked, newer)).then_some(()));
     // The same again, and one that this site does not take from the cloud.
-    let drain = json!({"id": "d1", "devices": ["edge-1"], "expires": expires});
-    cloud.desire(&target, &json!({"quorate": {"drain": drain}}));
+    let prefer = json!({"id": "f1", "device": "edge-1", "expires": expires});
+    cloud.desire(&target, &json!({"quorate": {"prefer": prefer}}));
+    let said = until("the outcome", || outcome(asked, "prefer", "f1"));
+    assert_eq!(said["outcome"], json!("refused"), "{said}");
+    // What would leave nobody, and what is no property, are refused with words that help.
+    let drain = json!({"id": "d1", "devices": hub::DEVICES, "expires": expires});
+    let resume = json!({"id": "r1", "expires": expires});
+    cloud.desire(&target, &json!({"quorate": {"drain": drain, "resume": resume}}));
     let said = until("the outcome", || outcome(asked, "drain", "d1"));
     assert_eq!(said["outcome"], json!("refused"), "{said}");
+    assert!(said["reason"].to_string().contains("nobody would be left"), "{said}");
+    let said = until("the outcome", || outcome(asked, "resume", "r1"));
+    assert_eq!(said["outcome"], json!("refused"), "{said}");
+    assert!(said["reason"].to_string().contains("write pause"), "{said}");
+    assert_eq!(outcome(asked, "pause", "p2").expect("is kept")["outcome"], json!("done"));
     assert_eq!(site.owner(0), (asked, newer), "each was executed once");
     site.runs_without_overlap();
 }

@@ -40,7 +40,7 @@ pub(super) struct Args {
     /// For how long to measure
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
-    /// Print one JSON object: ok, reasons, keeps, configured, timings, writes, stalls, members, hub
+    /// Print one JSON object: ok, reasons, keeps, configured, timings, hub and all measured
     #[arg(long)]
     json: bool,
 }

@@ -9,7 +9,13 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::judge::{Device, Remark, Shown, Site, judge};
-use crate::hub::{Error, FlagPath, Hub as _, Target, Twin, reported::Reported, rest::RestHub, wall};
+use crate::hub::{
+    Error, FlagPath, Hub as _, Target, Twin,
+    error::QUOTA,
+    reported::{KEY, Reported},
+    rest::RestHub,
+    wall,
+};
 
 /// The hub's smallest allowance, per second (IoT Hub quotas and throttling, tiers F1 to S2): questions, and reads of twins.
 const QUESTIONS: f64 = 20.0 / 60.0;
@@ -17,11 +23,23 @@ const READS: f64 = 100.0;
 /// The largest page, and the smallest that is tried when one is too long to read.
 const PAGE: u16 = 1000;
 const PAGE_LEAST: u16 = 10;
-/// For so long in a row the hub may ask to be left alone: a used-up quota lasts until midnight, and whoever asked waits.
+/// For so long in a row the hub may ask to be left alone: whoever asked waits.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A change of the ownership is written to all twins of a site within this time, if nothing is wrong.
+const SETTLES: Duration = Duration::from_secs(5);
 
 /// What the twins show, by site and device.
 pub(super) type Sites = BTreeMap<String, BTreeMap<String, Device>>;
+
+/// What a reading came to.
+pub(super) struct Read {
+    /// The sites that were asked for, worst first.
+    pub sites: Vec<Site>,
+    /// The names of the others.
+    pub others: Vec<String>,
+    /// How many questions it took.
+    pub questions: u32,
+}
 
 /// Where the twins stand and how fast they may be read.
 pub(super) struct Reader {
@@ -49,7 +67,7 @@ impl Reader {
         Duration::from_secs_f64(f64::from(questions) / (QUESTIONS * self.share))
     }
 
-    /// Reads all sites and judges them, worst first. Returns also how many questions it took.
+    /// Reads all sites and judges them.
     ///
     /// # Errors
     /// [`Error`]: without an answer to its questions there is nothing to show.
@@ -58,16 +76,19 @@ impl Reader {
         now_ms: u64,
         stale_ms: u64,
         progress: Progress<'_>,
-    ) -> Result<(Vec<Site>, u32), Error> {
-        let mut sites = Sites::new();
+    ) -> Result<Read, Error> {
+        let (mut sites, mut unplaced) = (Sites::new(), Vec::new());
         let own = "SELECT * FROM devices.modules WHERE is_defined(properties.reported.quorate)".to_owned();
         let devices = format!("SELECT * FROM devices WHERE is_defined(properties.desired.{})", self.path);
         let tags = format!("SELECT * FROM devices WHERE is_defined(tags.{})", self.path);
         let mut questions = 0;
         for question in [own, devices, tags] {
-            questions += self.ask(&question, &mut sites, progress).await?;
+            questions += self.ask(&question, &mut sites, &mut unplaced, progress).await?;
         }
+        place(unplaced, &mut sites);
+        let mut others = Vec::new();
         if let Some(only) = &self.site {
+            others = sites.keys().filter(|site| *site != only).cloned().collect();
             sites.retain(|site, _| site == only);
         }
         let mut judged = Vec::new();
@@ -80,17 +101,34 @@ impl Reader {
             }
             judged.push(site);
         }
+        let doubtful = |site: &&mut Site| site.remarks.contains(&Remark::Ahead);
+        if judged.iter_mut().any(|site| doubtful(&site)) {
+            progress("waiting for changes that are being written".into());
+            tokio::time::sleep(SETTLES).await;
+        }
+        for site in judged.iter_mut().filter(doubtful) {
+            let Some(devices) = sites.get_mut(&site.site) else { continue };
+            progress(format!("reading the twins of {} once more", site.site));
+            self.read_again(&site.site, devices, site).await?;
+            *site = judge(&site.site, devices, now_ms, stale_ms);
+        }
         judged.sort_by_key(|site| {
             (
                 site.remarks.first().copied().map_or((1, Remark::Conditions), |worst| (0, worst)),
                 site.site.clone(),
             )
         });
-        Ok((judged, questions))
+        Ok(Read { sites: judged, others, questions })
     }
 
     /// All pages of one question.
-    async fn ask(&mut self, question: &str, sites: &mut Sites, progress: Progress<'_>) -> Result<u32, Error> {
+    async fn ask(
+        &mut self,
+        question: &str,
+        sites: &mut Sites,
+        unplaced: &mut Vec<Twin>,
+        progress: Progress<'_>,
+    ) -> Result<u32, Error> {
         let (mut after, mut size, mut pages, mut rows) = (None, PAGE, 0, 0);
         let mut waited = Duration::ZERO;
         loop {
@@ -103,7 +141,7 @@ impl Reader {
                 Ok(page) => {
                     waited = Duration::ZERO;
                     rows += page.rows.len();
-                    page.rows.iter().for_each(|row| take(row, &self.path, sites));
+                    page.rows.iter().for_each(|row| take(row, &self.path, sites, unplaced));
                     progress(format!("{rows} twins read"));
                     after = page.next;
                     if after.is_none() {
@@ -111,7 +149,8 @@ impl Reader {
                     }
                 }
                 Err(Error::NotTheHub(why)) if size > PAGE_LEAST && why.contains("longer than") => size /= 10,
-                Err(Error::Throttled { retry_after, .. }) if waited < PATIENCE => {
+                // A used-up quota lasts until midnight.
+                Err(Error::Throttled { status, retry_after }) if status != QUOTA && waited < PATIENCE => {
                     let wait = retry_after.unwrap_or(gap * 2).min(Duration::from_secs(60));
                     progress(format!("the hub asks us to slow down; again in {} s", wait.as_secs().max(1)));
                     tokio::time::sleep(wait).await;
@@ -122,7 +161,7 @@ impl Reader {
         }
     }
 
-    /// Reads each twin of a site itself. One that cannot be read stays as the index had it.
+    /// Reads each twin of a site itself. One that cannot be read stays as the index had it; one that is not there is not.
     async fn read_again(
         &mut self,
         site: &str,
@@ -148,7 +187,15 @@ impl Reader {
                 self.next_read = Some(pace(self.next_read, gap, Duration::from_secs(1)).await);
                 match self.hub.get_twin(&target).await {
                     Ok(twin) => take_twin(&twin, &self.path, site, devices),
-                    Err(Error::DeviceMissing { .. } | Error::Throttled { .. } | Error::Rejected { .. }) => {}
+                    Err(Error::DeviceMissing { .. }) => {
+                        let device = devices.entry(name.clone()).or_default();
+                        match &target.module {
+                            None => *device = Device { gone: true, ..Device::default() },
+                            Some(_) if device.module == target.module => device.reported = None,
+                            Some(_) => {}
+                        }
+                    }
+                    Err(Error::Throttled { .. } | Error::Rejected { .. }) => {}
                     Err(other) => return Err(other),
                 }
             }
@@ -166,10 +213,13 @@ async fn pace(next: Option<Instant>, gap: Duration, burst: Duration) -> Instant 
     turn + gap
 }
 
-/// Takes one row in, if it shows anything of ours.
-fn take(row: &Value, path: &FlagPath, sites: &mut Sites) {
+/// Takes one row in, if it shows anything of ours. What a sidecar says that does not say its site yet is `unplaced`.
+fn take(row: &Value, path: &FlagPath, sites: &mut Sites, unplaced: &mut Vec<Twin>) {
     let Ok(twin) = Twin::from_json(row) else { return };
-    if let Some(site) = site_of(&twin, path) {
+    let site = site_of(&twin, path);
+    if site.is_none() && twin.module.is_some() {
+        unplaced.push(twin);
+    } else if let Some(site) = site {
         take_twin(&twin, path, &site, sites.entry(site.clone()).or_default());
         // The status stands beside the twin, not in it.
         let disabled = row.get("status").and_then(Value::as_str) == Some("disabled");
@@ -179,11 +229,36 @@ fn take(row: &Value, path: &FlagPath, sites: &mut Sites) {
     }
 }
 
+/// Puts the sidecars that have said no site yet where the others say that they belong.
+fn place(unplaced: Vec<Twin>, sites: &mut Sites) {
+    for twin in unplaced {
+        let names = |device: &Device| {
+            let members = device.reported.iter().flat_map(|(said, _)| &said.members);
+            members.into_iter().any(|member| member.device == twin.device)
+        };
+        let its = sites
+            .values_mut()
+            .find(|devices| devices.contains_key(&twin.device) || devices.values().any(names));
+        if let Some(devices) = its {
+            hear(&twin, devices);
+        }
+    }
+}
+
+/// Takes in what a sidecar says of itself.
+fn hear(twin: &Twin, devices: &mut BTreeMap<String, Device>) {
+    if let Some(reported) = twin.reported.values.get(KEY).and_then(Reported::read) {
+        let device = devices.entry(twin.device.clone()).or_default();
+        device.reported = Some((reported, heard(twin)));
+        device.module.clone_from(&twin.module);
+    }
+}
+
 fn site_of(twin: &Twin, path: &FlagPath) -> Option<String> {
     let flag =
         |at: &Value| at.get("site").and_then(Value::as_str).filter(|s| !s.is_empty()).map(str::to_owned);
     match twin.module {
-        Some(_) => flag(twin.reported.values.get(crate::hub::reported::KEY)?),
+        Some(_) => flag(twin.reported.values.get(KEY)?),
         None => {
             path.find(&twin.desired.values).and_then(flag).or_else(|| path.find(&twin.tags).and_then(flag))
         }
@@ -192,18 +267,15 @@ fn site_of(twin: &Twin, path: &FlagPath) -> Option<String> {
 
 /// Takes what a twin shows of this site in.
 fn take_twin(twin: &Twin, path: &FlagPath, site: &str, devices: &mut BTreeMap<String, Device>) {
-    if site_of(twin, path).as_deref() != Some(site) {
+    let of = site_of(twin, path);
+    // A module that says no site yet was asked for as one of this site's.
+    if of.as_deref() != Some(site) && !(of.is_none() && twin.module.is_some()) {
         return;
+    }
+    if twin.module.is_some() {
+        return hear(twin, devices);
     }
     let device = devices.entry(twin.device.clone()).or_default();
-    if let Some(module) = &twin.module {
-        let own = twin.reported.values.get(crate::hub::reported::KEY);
-        if let Some(Ok(reported)) = own.map(|own| serde_json::from_value::<Reported>(own.clone())) {
-            device.reported = Some((reported, heard(twin)));
-            device.module = Some(module.clone());
-        }
-        return;
-    }
     let seen = [&twin.desired.values, &twin.tags].map(|part| (path.find(part), path.read(part)));
     let Some((Some(value), seen)) =
         seen.into_iter().filter(|(value, _)| value.is_some()).max_by_key(|(_, seen)| seen.epoch)
@@ -222,6 +294,6 @@ fn take_twin(twin: &Twin, path: &FlagPath, site: &str, devices: &mut BTreeMap<St
 /// When the hub was last told something by the module, as the hub's own clock had it.
 fn heard(twin: &Twin) -> Option<u64> {
     let metadata = &twin.reported.metadata;
-    let own = metadata.get(crate::hub::reported::KEY).and_then(|own| own.get("$lastUpdated"));
+    let own = metadata.get(KEY).and_then(|own| own.get("$lastUpdated"));
     wall::from_rfc3339(own.or(metadata.get("$lastUpdated"))?.as_str()?)
 }

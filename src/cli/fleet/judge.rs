@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::hub::reported::Reported;
+use crate::{condition::Condition, hub::reported::Reported};
 
 /// A certificate that ends within this is worth a remark.
 const CERTIFICATE_SOON_MS: u64 = 30 * 86_400_000;
@@ -23,6 +23,8 @@ pub(super) struct Device {
     pub module: Option<String>,
     /// Whether the hub has disabled the device.
     pub disabled: bool,
+    /// Whether the hub, asked for the device itself, does not know it.
+    pub gone: bool,
 }
 
 /// A flag as far as it can be read.
@@ -46,13 +48,15 @@ pub(super) enum Remark {
     TwoOwners,
     /// Nobody owns under the newest epoch.
     NoOwner,
+    /// One device's twins alone show the newest epoch, or a sidecar says that a twin shows one that its site has not reached.
+    Ahead,
     /// No sidecar has told the hub anything for longer than `--stale`.
     Stale,
     /// Some device's twins show an older epoch than the newest.
     Behind,
     /// The hub has disabled a device.
     Disabled,
-    /// A device that another one names as a member has no twin that shows anything.
+    /// A device that another one names as a member or as the owner has no twin that shows anything, or the hub does not know it.
     Missing,
     /// The sidecars of the site are of different builds.
     Drifted,
@@ -74,6 +78,7 @@ impl Remark {
         match self {
             Remark::TwoOwners => "two-owners",
             Remark::NoOwner => "no-owner",
+            Remark::Ahead => "ahead",
             Remark::Stale => "stale",
             Remark::Behind => "behind",
             Remark::Disabled => "disabled",
@@ -87,14 +92,19 @@ impl Remark {
         }
     }
 
-    /// Whether the answer to "are all sites owned?" is no.
-    pub(super) fn alarming(self) -> bool {
+    /// Whether it is not known which one device owns.
+    pub(super) fn ownerless(self) -> bool {
         matches!(self, Remark::TwoOwners | Remark::NoOwner)
+    }
+
+    /// Whether the answer to "are all sites owned, as far as their twins can be trusted?" is no.
+    pub(super) fn alarming(self) -> bool {
+        self.ownerless() || self == Remark::Ahead
     }
 
     /// Whether the query's index may only be behind, so that reading the twins themselves is worth it.
     pub(super) fn may_be_lag(self) -> bool {
-        matches!(self, Remark::TwoOwners | Remark::NoOwner | Remark::Behind | Remark::Stale)
+        matches!(self, Remark::TwoOwners | Remark::NoOwner | Remark::Ahead | Remark::Behind | Remark::Stale)
     }
 }
 
@@ -149,6 +159,9 @@ pub(super) fn judge(site: &str, devices: &BTreeMap<String, Device>, now_ms: u64,
         };
         remark(Remark::NoOwner, told);
     }
+    if let Some(why) = ahead(devices, &shown, epoch) {
+        remark(Remark::Ahead, why);
+    }
     let behind: BTreeSet<&str> =
         shown.iter().filter(|(_, s)| s.epoch < epoch).map(|(name, _)| name.as_str()).collect();
     if !behind.is_empty() {
@@ -171,7 +184,10 @@ pub(super) fn judge(site: &str, devices: &BTreeMap<String, Device>, now_ms: u64,
     }
     let members: BTreeSet<&str> =
         reported().flat_map(|(_, r, _)| &r.members).map(|m| m.device.as_str()).collect();
-    let missing: Vec<&str> = members.iter().copied().filter(|m| !devices.contains_key(*m)).collect();
+    let there = |device: &str| devices.get(device).is_some_and(|d| !d.gone);
+    let gone = devices.iter().filter(|(_, d)| d.gone).map(|(name, _)| name.as_str());
+    let unseen = members.union(&named).copied().filter(|device| !there(device));
+    let missing: Vec<&str> = unseen.chain(gone).collect::<BTreeSet<_>>().into_iter().collect();
     if !missing.is_empty() {
         remark(Remark::Missing, missing.join(", "));
     }
@@ -217,7 +233,7 @@ pub(super) fn judge(site: &str, devices: &BTreeMap<String, Device>, now_ms: u64,
         epoch,
         since_unix_ms: since,
         heard_unix_ms: heard,
-        devices: devices.keys().cloned().collect(),
+        devices: devices.iter().filter(|(_, d)| !d.gone).map(|(name, _)| name.clone()).collect(),
         builds: builds.into_iter().collect(),
         certificate_unix_ms: certificate,
         paused,
@@ -226,9 +242,30 @@ pub(super) fn judge(site: &str, devices: &BTreeMap<String, Device>, now_ms: u64,
     }
 }
 
+/// Why the newest epoch is in doubt, if it is. One member writes all device twins, within moments: where one of them alone is ahead
+/// of the others, and of its own sidecar's word, somebody else wrote it, or the mirror came no further.
+fn ahead(devices: &BTreeMap<String, Device>, shown: &[(&String, Shown)], epoch: u64) -> Option<String> {
+    let says = |r: &Reported| {
+        let names = [Condition::TwinAhead, Condition::TwinImplausible].map(Condition::name);
+        r.conditions.iter().any(|condition| names.contains(&condition.as_str()))
+    };
+    if let Some((name, _)) = devices.iter().find(|(_, d)| d.reported.as_ref().is_some_and(|(r, _)| says(r))) {
+        return Some(format!("{name} says that a twin shows an epoch that its site has not reached"));
+    }
+    let newest: BTreeSet<&String> = shown.iter().filter(|(_, s)| s.epoch == epoch).map(|(n, _)| *n).collect();
+    let (Some(alone), 1) = (newest.first(), newest.len()) else { return None };
+    let device = devices.get(*alone)?;
+    let flagged = device.flag.as_ref().is_some_and(|flag| flag.epoch == epoch);
+    let confirmed = device.reported.as_ref().is_some_and(|(r, _)| r.has_flag() && r.flag.epoch == epoch);
+    let others = devices.iter().filter(|(name, _)| name != alone);
+    let below = others.filter_map(|(_, d)| d.flag.as_ref()).map(|flag| flag.epoch).max()?;
+    (flagged && !confirmed)
+        .then(|| format!("the twin of {alone} alone shows epoch {epoch}, no other one is above {below}"))
+}
+
 impl Device {
     fn shown(&self) -> impl Iterator<Item = Shown> {
-        let own = self.reported.as_ref().map(|(r, _)| Shown {
+        let own = self.reported.as_ref().filter(|(r, _)| r.has_flag()).map(|(r, _)| Shown {
             active: r.flag.active,
             leader: r.flag.leader.clone(),
             epoch: r.flag.epoch,
@@ -338,6 +375,62 @@ mod tests {
         let mut devices = site("a", 7);
         devices.remove("a");
         assert_eq!(remarks(&devices), [Remark::NoOwner, Remark::Missing]);
+    }
+
+    #[test]
+    fn an_epoch_that_one_twin_alone_shows_is_a_finding() {
+        let flags_only = |epochs: [u64; 3]| -> BTreeMap<String, Device> {
+            let of = |(name, epoch): (&str, u64)| {
+                let device = Device { flag: flag(name, "c", epoch), ..Device::default() };
+                (name.to_owned(), device)
+            };
+            ["a", "b", "c"].into_iter().zip(epochs).map(of).collect()
+        };
+        let forged = judge("plant", &flags_only([17, 17, 999]), NOW, 3_600_000);
+        assert_eq!(forged.remarks, [Remark::Ahead, Remark::Behind]);
+        assert!(forged.details[0].contains("c alone shows epoch 999") && forged.details[0].contains("17"));
+        assert!(Remark::Ahead.alarming() && Remark::Ahead.may_be_lag());
+        // Half written, but by more than one hand's work: the last one follows.
+        assert_eq!(remarks(&flags_only([17, 18, 18])), [Remark::Behind]);
+        // A module that reached the hub before the others says itself what it reached.
+        let mut devices = site("a", 7);
+        let a = devices.get_mut("a").expect("is there");
+        (a.flag, a.reported) = (flag("a", "a", 8), Some((reported("a", "a", 8), Some(NOW))));
+        assert_eq!(remarks(&devices), [Remark::Behind]);
+        a_sidecar_says_so();
+
+        fn a_sidecar_says_so() {
+            let mut devices = site("a", 7);
+            let said = devices.get_mut("b").and_then(|b| b.reported.as_mut()).expect("is there");
+            said.0.conditions = vec!["twin.ahead".into()];
+            assert_eq!(remarks(&devices), [Remark::Ahead, Remark::Conditions]);
+        }
+    }
+
+    #[test]
+    fn whoever_is_named_and_not_there_is_missing() {
+        // Device twins name the owner alone.
+        let device = |name: &str| Device { flag: flag(name, "a", 7), ..Device::default() };
+        let mut devices: BTreeMap<_, _> = ["b", "c"].map(|d| (d.to_owned(), device(d))).into();
+        let judged = judge("plant", &devices, NOW, 3_600_000);
+        assert_eq!(judged.remarks, [Remark::NoOwner, Remark::Missing]);
+        assert_eq!(judged.details[1], "missing: a");
+        // The hub itself says that it is not there.
+        devices.insert("a".into(), device("a"));
+        devices.insert("c".into(), Device { gone: true, ..Device::default() });
+        let judged = judge("plant", &devices, NOW, 3_600_000);
+        assert_eq!((judged.remarks, judged.devices), (vec![Remark::Missing], vec!["a".into(), "b".into()]));
+    }
+
+    #[test]
+    fn a_sidecar_without_a_flag_yet_is_there_and_shows_no_epoch() {
+        let mut devices = site("a", 7);
+        let fresh = serde_json::json!({"device": "c", "build": "0.1.0", "members": [{"device": "a"}]});
+        let fresh = Reported::read(&fresh).expect("is read");
+        assert!(!fresh.has_flag());
+        devices.insert("c".into(), Device { reported: Some((fresh, Some(NOW))), ..Device::default() });
+        let judged = judge("plant", &devices, NOW, 3_600_000);
+        assert_eq!((judged.remarks, judged.devices.len()), (vec![], 3));
     }
 
     #[test]

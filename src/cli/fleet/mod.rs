@@ -9,7 +9,10 @@ mod show;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use self::{gather::Reader, judge::Site};
+use self::{
+    gather::{Read, Reader},
+    judge::Site,
+};
 use super::{DONE, NO, REFUSED, Stop, client::Trouble, colour, say};
 use crate::{
     clock::{BootClock, Clock as _},
@@ -24,15 +27,17 @@ const WATCH: Duration = Duration::from_secs(30);
 ///
 /// Reads the twins through the hub's query, and those of sites that look wrong one by one,
 /// because the query may lag. Needs a connection string with the right ServiceConnect.
-/// Exit code 1 if any site has no owner, or two.
+/// Exit code 1 if any site has no owner, or two, or shows an epoch that is in doubt.
 #[derive(Debug, clap::Args)]
 #[command(
     verbatim_doc_comment,
     after_help = "Examples:\n  quorate fleet --connection-string-file hub.txt\n  \
                   quorate fleet --connection-string-file hub.txt --site plant-7 --json\n  \
                   quorate fleet --connection-string-file hub.txt --watch\n\n\
-                  Remarks, worst first: two-owners, no-owner, stale, behind, disabled, missing, drifted,\n\
-                  paused, drained, no-spare, certificate, conditions."
+                  Remarks, worst first: two-owners, no-owner, ahead, stale, behind, disabled, missing,\n\
+                  drifted, paused, drained, no-spare, certificate, conditions.\n\n\
+                  Device twins name no members: where they alone are mirrored, a standby that was deleted\n\
+                  from the hub cannot be missed. With hub.mirror = \"both\" it is."
 )]
 pub(super) struct Args {
     /// The file that holds the hub's connection string
@@ -85,15 +90,20 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
         let outcome = reader.sites(BootClock.wall_ms(), stale_ms, &mut tell).await;
         waiting.end();
         let pause = match outcome {
-            Ok((sites, questions)) => {
+            Ok(Read { sites, others, questions }) => {
                 if args.watch && paint.0 {
                     say("\x1b[H\x1b[J")?;
                 }
-                say(&if args.json {
-                    json(&sites)?
-                } else {
-                    show::table(&sites, BootClock.wall_ms(), paint)
+                let nowhere = args.site.as_ref().filter(|_| sites.is_empty());
+                let nowhere = nowhere.map(|site| show::nowhere(site, &others));
+                say(&match (&nowhere, args.json) {
+                    (_, true) => json(&sites)?,
+                    (Some(nowhere), false) => nowhere.clone(),
+                    (None, false) => show::table(&sites, BootClock.wall_ms(), paint),
                 })?;
+                if let Some(nowhere) = nowhere.filter(|_| args.json) {
+                    super::tell(&nowhere);
+                }
                 if !args.watch {
                     return Ok(verdict(&args, &sites));
                 }
@@ -126,6 +136,9 @@ fn trouble(why: &hub::Error) -> Trouble {
     let hint = match why {
         hub::Error::Unauthorized { .. } => {
             "the policy needs the right ServiceConnect; compare the connection string with the portal's, and this clock with the time"
+        }
+        hub::Error::Throttled { status: hub::error::QUOTA, .. } => {
+            "wait until then, or give the hub more units"
         }
         hub::Error::Throttled { .. } => "others use the hub as well: give it a smaller --share",
         hub::Error::Unavailable { .. } => "it is the hub's own trouble: try again later",

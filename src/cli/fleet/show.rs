@@ -7,8 +7,11 @@ use std::{
 
 use super::{
     super::{when::span, wrap},
-    judge::Site,
+    judge::{Remark, Site},
 };
+
+/// So many names are offered in place of one that is not there.
+const NEAR: usize = 5;
 
 /// Whether to colour. What colour says, words say as well.
 #[derive(Debug, Clone, Copy)]
@@ -45,10 +48,66 @@ pub(super) fn table(sites: &[Site], now_ms: u64, paint: Paint) -> String {
             }
         }
     }
-    let wrong = sites.iter().filter(|s| s.remarks.iter().any(|r| r.alarming())).count();
-    let remarked = sites.iter().filter(|s| !s.remarks.is_empty()).count();
-    let _ = write!(out, "{} sites; {wrong} without exactly one owner; {remarked} with remarks", sites.len());
+    let with =
+        |of: &dyn Fn(Remark) -> bool| sites.iter().filter(|s| s.remarks.iter().any(|r| of(*r))).count();
+    let _ = write!(out, "{} sites; {} without exactly one owner", sites.len(), with(&Remark::ownerless));
+    let doubtful = with(&|remark| remark == Remark::Ahead);
+    if doubtful > 0 {
+        let _ = write!(out, "; {doubtful} with an epoch in doubt");
+    }
+    let _ = write!(out, "; {} with remarks", with(&|_| true));
     out
+}
+
+/// The answer to a question for a site that is not there, with the names that somebody may have meant.
+pub(super) fn nowhere(wanted: &str, others: &[String]) -> String {
+    let wanted_printable = printable(wanted);
+    let near = near(wanted, others).into_iter().map(printable).collect::<Vec<_>>().join(", ");
+    match (others.len(), near.is_empty()) {
+        (0, _) => format!("no site {wanted_printable}: no site shows anything in this hub"),
+        (1, true) => {
+            format!("no site {wanted_printable} in this hub; the only one is {}", printable(&others[0]))
+        }
+        (n, true) => {
+            format!("no site {wanted_printable} in this hub; none of its {n} sites has a name like it")
+        }
+        (_, false) => format!("no site {wanted_printable} in this hub; near names: {near}"),
+    }
+}
+
+/// The names most like this one, best first.
+fn near<'a>(wanted: &str, names: &'a [String]) -> Vec<&'a str> {
+    let wanted = wanted.to_lowercase();
+    let allowed = (wanted.chars().count() / 3).max(2);
+    let mut near: Vec<(usize, &str)> = names
+        .iter()
+        .filter_map(|name| {
+            let lower = name.to_lowercase();
+            let apart = edits(&wanted, &lower);
+            let holds = lower.contains(&wanted) || wanted.contains(&lower);
+            (apart <= allowed || holds).then_some((apart, name.as_str()))
+        })
+        .collect();
+    near.sort_unstable();
+    near.into_iter().take(NEAR).map(|(_, name)| name).collect()
+}
+
+/// How many characters have to be put in, taken out or changed to make one of the other.
+fn edits(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (cell, b) in row.iter_mut().skip(1).zip(&other) {
+            let changed = diagonal + usize::from(a != *b);
+            diagonal = *cell;
+            left = changed.min(diagonal + 1).min(left + 1);
+            *cell = left;
+        }
+        row[0] = i + 1;
+    }
+    row.last().copied().unwrap_or(0)
 }
 
 fn name(site: &Site) -> &str {
@@ -101,7 +160,7 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::judge::Remark, *};
+    use super::*;
 
     fn site(name: &str, owner: Option<&str>) -> Site {
         let remarks = if owner.is_some() { vec![] } else { vec![Remark::NoOwner] };
@@ -118,6 +177,20 @@ mod tests {
             details: remarks.iter().map(|_| "no-owner: \x1b[31m nobody".into()).collect(),
             remarks,
         }
+    }
+
+    #[test]
+    fn a_site_that_is_not_there_is_answered_with_near_names() {
+        assert_eq!((edits("", "abc"), edits("kitten", "sitting"), edits("same", "same")), (3, 3, 0));
+        let others = ["Plant-7", "plant-17", "depot", "plant\u{1b}-8"].map(str::to_owned);
+        let said = nowhere("plant7", &others);
+        assert!(said.starts_with("no site plant7 in this hub; near names: Plant-7, plant-17"), "{said}");
+        assert!(!said.contains("depot"), "{said}");
+        let said = nowhere("plant-8", &others);
+        assert!(said.contains("plant\u{fffd}-8") && !said.contains('\u{1b}'), "{said}");
+        assert!(nowhere("zzzzzzzzzz", &others).contains("none of its 4 sites"));
+        assert!(nowhere("zzzzzzzzzz", &others[2..3]).contains("the only one is depot"));
+        assert!(nowhere("x", &[]).contains("no site shows anything"));
     }
 
     #[test]

@@ -110,6 +110,28 @@ WARNING no.spare
 }
 
 #[test]
+fn a_device_that_does_not_mirror_is_not_said_to_fail_at_it() {
+    let shown = |mirrored_by: Option<&str>, mirror: &str, lag_ms| {
+        let hub = Hub {
+            mirror: mirror.into(),
+            name: "hub".into(),
+            mirrored_by: mirrored_by.map(str::to_owned),
+            lag_ms,
+            ..Hub::default()
+        };
+        let shown = text(&Report { hub, ..report() }, Paint(false));
+        shown.lines().find(|line| line.starts_with("hub ")).expect("a line").to_owned()
+    };
+    assert_eq!(shown(Some("edge-2"), "device-twin", 0), "hub       hub: mirrored by edge-2");
+    assert_eq!(shown(None, "device-twin", 0), "hub       hub: nobody is known to mirror now");
+    assert_eq!(
+        shown(Some("edge-1"), "device-twin", 40_000),
+        "hub       hub: behind for 40 s, no success yet"
+    );
+    assert_eq!(shown(None, "module-twin", 0), "hub       hub: behind for 0 ms, no success yet");
+}
+
+#[test]
 fn hostile_texts_stay_inside_their_columns() {
     let mut hostile = report();
     let long = "x".repeat(128);

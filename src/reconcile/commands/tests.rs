@@ -173,6 +173,33 @@ async fn each_desired_property_becomes_its_order() {
 }
 
 #[tokio::test]
+async fn what_is_no_property_is_refused_under_its_own_name_with_what_to_write() {
+    let section = json!({
+        "pause": with(json!({"on": false})),
+        "resume": {"id": "r-1"},
+        "undrain": "edge-1",
+        "flag": true,
+    });
+    let requests = desired(&section);
+    assert_eq!(requests.len(), 3);
+    let (site, mut told) = (Told::new(), json!({}));
+    for request in requests {
+        let outcome = execute(&site, &all(), NOW, request.clone()).await;
+        let reported = outcome.reported(NOW).expect("is kept");
+        assert!(is_answered(&request, &reported));
+        for (key, said) in reported.as_object().expect("an object") {
+            told[key] = said.clone();
+        }
+    }
+    assert_eq!(site.wishes().len(), 1, "the pause's end alone");
+    assert_eq!(told["pause"]["outcome"], "done");
+    assert_eq!((&told["resume"]["outcome"], &told["resume"]["id"]), (&json!("refused"), &json!("r-1")));
+    let reason = |key: &str| told[key]["reason"].as_str().expect("a text").to_owned();
+    assert!(reason("resume").contains("pause") && reason("resume").contains("\"on\": false"), "{told}");
+    assert!(reason("undrain").contains("write drain"), "{told}");
+}
+
+#[tokio::test]
 async fn a_repeat_is_answered_even_if_it_would_be_refused_now() {
     let site = Told::new();
     let pause = || with(json!({}));
