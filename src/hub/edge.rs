@@ -12,6 +12,7 @@ use ring::hmac;
 
 use super::{
     Error,
+    connection_string::{self, Malformed, Parts, is_host},
     sas::{Secret, UNRESERVED},
     settings::{EdgeRuntime, Settings},
     target::Target,
@@ -21,26 +22,6 @@ use crate::timing::Fault;
 
 /// What to do about a module's connection string.
 const ADVICE: &str = "write a module identity's: HostName=NAME.azure-devices.net;DeviceId=NAME;ModuleId=NAME;SharedAccessKey=KEY";
-
-/// Why a text is not a module's connection string. Never quotes the text.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// A part without which it is none.
-    #[error("has no {0}")]
-    Missing(&'static str),
-    /// A part that is there twice.
-    #[error("names {0} twice")]
-    Twice(&'static str),
-    /// The key is not base64.
-    #[error("holds a SharedAccessKey that is not base64")]
-    Key,
-    /// A host is not a host name, with or without a port.
-    #[error("holds a {0} that is not a host name")]
-    Host(&'static str),
-    /// It belongs to a shared access policy.
-    #[error("is a service policy's (it names a SharedAccessKeyName); a module's is needed")]
-    Policy,
-}
 
 /// A module's identity: its name, its hub, and whatever signs for it.
 #[derive(Clone)]
@@ -128,37 +109,14 @@ impl Identity {
     /// # Errors
     /// [`Malformed`] names the first fault.
     pub fn parse(text: &str) -> Result<Identity, Malformed> {
-        let (mut host, mut device, mut module, mut key, mut gateway) = (None, None, None, None, None);
-        for part in text.trim().split(';').filter(|part| !part.trim().is_empty()) {
-            let Some((name, value)) = part.split_once('=') else { continue };
-            let (slot, name) = match name.trim().to_ascii_lowercase().as_str() {
-                "hostname" => (&mut host, "HostName"),
-                "deviceid" => (&mut device, "DeviceId"),
-                "moduleid" => (&mut module, "ModuleId"),
-                "sharedaccesskey" => (&mut key, "SharedAccessKey"),
-                "gatewayhostname" => (&mut gateway, "GatewayHostName"),
-                "sharedaccesskeyname" => return Err(Malformed::Policy),
-                _ => continue,
-            };
-            if slot.replace(value.trim().to_owned()).is_some() {
-                return Err(Malformed::Twice(name));
-            }
-        }
-        let required =
-            |slot: Option<String>, name| slot.filter(|v| !v.is_empty()).ok_or(Malformed::Missing(name));
-        let hub = required(host, "HostName")?;
-        let target = Target::module(&required(device, "DeviceId")?, &required(module, "ModuleId")?);
-        let key = STANDARD.decode(required(key, "SharedAccessKey")?).map_err(|_| Malformed::Key)?;
-        if key.is_empty() {
-            return Err(Malformed::Key);
-        }
-        let gateway = gateway.filter(|gateway| !gateway.is_empty());
-        for (host, name) in [(Some(&hub), "HostName"), (gateway.as_ref(), "GatewayHostName")] {
-            if host.is_some_and(|host| !is_host(host)) {
-                return Err(Malformed::Host(name));
-            }
-        }
-        let signer = Signer::Key(hmac::Key::new(hmac::HMAC_SHA256, &key));
+        let names = ["HostName", "DeviceId", "ModuleId", "SharedAccessKey", "GatewayHostName"];
+        let mut parts = Parts::of(text, names, &[("SharedAccessKeyName", Malformed::Policy)])?;
+        let hub = parts.required("HostName")?;
+        let target = Target::module(&parts.required("DeviceId")?, &parts.required("ModuleId")?);
+        let signer = Signer::Key(parts.key()?);
+        let hub = connection_string::host(hub, "HostName")?;
+        let gateway = parts.optional("GatewayHostName");
+        let gateway = gateway.map(|name| connection_string::host(name, "GatewayHostName")).transpose()?;
         Ok(Identity { target, hub, gateway, signer })
     }
 
@@ -214,12 +172,6 @@ impl Identity {
             Signer::Socket { api, .. } => api.trust_bundle().await,
         }
     }
-}
-
-/// A host name or address, with or without a port.
-fn is_host(text: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]_".contains(c);
-    !text.is_empty() && text.chars().all(plain) && text.parse::<http::uri::Authority>().is_ok()
 }
 
 #[cfg(test)]

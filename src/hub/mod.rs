@@ -7,6 +7,7 @@
 //! how it changes is pure (`twin.rs`, `flag.rs`). The room never decides *what* to write: that is `reconcile/mirror.rs`.
 //! It offers no retries either: a door that retries by itself hides trouble from the loop that has to report it.
 
+pub mod connection_string;
 pub mod edge;
 pub mod entra;
 pub mod error;

@@ -16,6 +16,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use ring::hmac;
 use zeroize::Zeroizing;
 
+use super::connection_string::{self, Malformed, Parts};
 use crate::clock::{Clock, Moment};
 
 /// How long a token is good for.
@@ -49,26 +50,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Why a text is not a connection string. Never quotes the text.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// A part without which it is none.
-    #[error("has no {0}")]
-    Missing(&'static str),
-    /// A part that is there twice.
-    #[error("names {0} twice")]
-    Twice(&'static str),
-    /// The key is not base64.
-    #[error("holds a SharedAccessKey that is not base64")]
-    Key,
-    /// The host is not a host name, with or without a port.
-    #[error("holds a HostName that is not a host name")]
-    Host,
-    /// It belongs to a device or module; a service policy's is needed.
-    #[error("is a device's (it names a DeviceId); the service policy's is needed")]
-    DeviceScoped,
-}
-
 /// A parsed connection string of a shared access policy.
 #[derive(Clone)]
 pub struct Credentials {
@@ -90,33 +71,12 @@ impl Credentials {
     /// # Errors
     /// [`Malformed`] names the first fault.
     pub fn parse(text: &str) -> Result<Credentials, Malformed> {
-        let (mut host, mut policy, mut key) = (None, None, None);
-        for part in text.trim().split(';').filter(|part| !part.trim().is_empty()) {
-            let Some((name, value)) = part.split_once('=') else { continue };
-            let (slot, name) = match name.trim().to_ascii_lowercase().as_str() {
-                "hostname" => (&mut host, "HostName"),
-                "sharedaccesskeyname" => (&mut policy, "SharedAccessKeyName"),
-                "sharedaccesskey" => (&mut key, "SharedAccessKey"),
-                "deviceid" | "moduleid" => return Err(Malformed::DeviceScoped),
-                _ => continue,
-            };
-            if slot.replace(value.trim().to_owned()).is_some() {
-                return Err(Malformed::Twice(name));
-            }
-        }
-        let required =
-            |slot: Option<String>, name| slot.filter(|v| !v.is_empty()).ok_or(Malformed::Missing(name));
-        let host = required(host, "HostName")?;
-        let policy = required(policy, "SharedAccessKeyName")?;
-        let key = STANDARD.decode(required(key, "SharedAccessKey")?).map_err(|_| Malformed::Key)?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]_".contains(c);
-        if key.is_empty() {
-            return Err(Malformed::Key);
-        }
-        if !host.chars().all(plain) || host.parse::<http::uri::Authority>().is_err() {
-            return Err(Malformed::Host);
-        }
-        Ok(Credentials { host, policy, key: hmac::Key::new(hmac::HMAC_SHA256, &key) })
+        let names = ["HostName", "SharedAccessKeyName", "SharedAccessKey"];
+        let foreign = ["DeviceId", "ModuleId"].map(|name| (name, Malformed::DeviceScoped));
+        let mut parts = Parts::of(text, names, &foreign)?;
+        let (host, policy) = (parts.required("HostName")?, parts.required("SharedAccessKeyName")?);
+        let key = parts.key()?;
+        Ok(Credentials { host: connection_string::host(host, "HostName")?, policy, key })
     }
 
     /// The hub's host, with its port if one was given.
@@ -285,7 +245,7 @@ mod tests {
         let fault = |text: &str| Credentials::parse(text).err();
         assert_eq!(fault(""), Some(Malformed::Missing("HostName")));
         assert_eq!(fault(&string().replace(KEY, "&&&")), Some(Malformed::Key));
-        assert_eq!(fault(&string().replace("hub1.", "hub 1/.")), Some(Malformed::Host));
+        assert_eq!(fault(&string().replace("hub1.", "hub 1/.")), Some(Malformed::Host("HostName")));
         assert_eq!(fault(&format!("{};HostName=x", string().trim())), Some(Malformed::Twice("HostName")));
         assert_eq!(fault(&format!("DeviceId=d;{}", string())), Some(Malformed::DeviceScoped));
         let credentials = Credentials::parse(&string()).expect("parses");

@@ -18,6 +18,7 @@ use crate::{
     epoch::Epoch,
     hub::MirrorKind,
     ownership::{
+        command::Refusal,
         decide::Reason,
         record::{Note, Record},
         view::Standing,
@@ -158,9 +159,11 @@ impl NodeDoor {
             let unfit = match (m.role.may_own(), reachable) {
                 (false, _) => "a witness votes and never owns".into(),
                 (true, false) => "not heard".into(),
-                (true, true) => match record.drained.get(&m.device) {
-                    Some(by) => format!("drained {by}"),
-                    None => contact.unfit,
+                (true, true) => match (record.drained.get(&m.device), record.may_claim(&m.device)) {
+                    (Some(by), _) if !record.goes_on(&m.device) => format!("drained {by}"),
+                    (_, Err(Refusal::Paused)) => "the site is paused".into(),
+                    (Some(by), _) if contact.unfit.is_empty() => format!("drained {by}"),
+                    _ => contact.unfit,
                 },
             };
             report::Member {

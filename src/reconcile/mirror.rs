@@ -241,7 +241,14 @@ impl Work {
                 ANSWERED_CAP => away::patience(settings.sites, settings.updates_per_second, cap),
                 cap => cap,
             };
-            return Next::Pause(self.backoff.next(cap, at_least, (self.mirror.dice)()));
+            let mut pause = self.backoff.next(cap, at_least, (self.mirror.dice)());
+            if self.away.is_some() && at_least.is_none() {
+                pause = away::fitting(self.window(), pause);
+            }
+            if let Some(away) = &mut self.away {
+                away.interval = pause;
+            }
+            return Next::Pause(pause);
         }
         self.away = None;
         self.progress.trouble(None);
@@ -268,12 +275,21 @@ impl Work {
     }
 
     fn wait_for_others(&mut self, away: &mut Away) -> Option<Duration> {
-        let published = self.last.as_ref()?;
+        let window = self.window();
+        if self.mirror.settings.sites <= 1 || self.last.is_none() {
+            return None;
+        }
+        away.turn(Instant::now(), self.answered, window, (self.mirror.dice)())
+    }
+
+    /// The time in which the hub takes the updates of all sites, if they have as much to say as this one.
+    fn window(&self) -> Duration {
+        let Some(published) = &self.last else { return Duration::ZERO };
         let unread = self.targets.iter().filter(|t| matches!(self.known.get(*t), None | Some(Known::Unread)));
         let modules = if self.mirror.settings.modules_beside() { published.devices.len() } else { 0 };
         let updates = unread.count() + plan::wrong(published, &self.targets, &self.known) + modules;
         let Settings { sites, updates_per_second, .. } = self.mirror.settings;
-        away.turn(Instant::now(), self.answered, sites, updates, updates_per_second, (self.mirror.dice)())
+        away::window(sites, updates, updates_per_second)
     }
 
     fn know(&mut self, target: &Target, known: Known) {
@@ -331,6 +347,7 @@ impl Work {
         let roll = (self.mirror.dice)();
         let first =
             if away.opened { self.backoff.next(UNREACHED_CAP, None, roll) } else { away.knock(now, roll) };
+        away.interval = first;
         self.progress.next_attempt(Some(self.mirror.clock.now() + first));
         self.show();
         {

@@ -143,11 +143,11 @@ impl PaceLoop {
         );
         // An ownership that has only just begun is not given up again for this.
         let settled = !owns || now.since(owned) >= COOL_DOWN;
-        let stays = owns && applied.record.paused.is_some();
+        let paused = applied.record.paused.is_some();
         let drained = applied.record.drained.get(&roster.me).map(|by| Unfit::Drained(by.to_string()));
         let goes = match &drained {
-            Some(_) if !applied.record.is_held_by(&roster.me) || (other_fit && !stays) => drained.clone(),
-            _ => strain.filter(|_| other_fit && settled && !stays).map(Unfit::Strained),
+            Some(_) if !applied.record.goes_on(&roster.me) || (other_fit && !paused) => drained.clone(),
+            _ => strain.filter(|_| other_fit && settled && !(owns && paused)).map(Unfit::Strained),
         };
         self.declare(steady, strain, drained.as_ref());
         self.give_way(strain, goes);

@@ -157,6 +157,25 @@ fn a_drain_of_the_owner_waits_for_the_end_of_a_pause() {
 }
 
 #[test]
+fn a_paused_owner_that_was_drained_comes_back_as_owner_however_its_sidecar_ended() {
+    for orderly in [true, false] {
+        let (mut stage, owner) = paused(1);
+        stage.drain(owner, owner);
+        stage.pass(S);
+        match orderly {
+            true => stage.leave(owner),
+            false => stage.kill_sidecar(owner),
+        }
+        stage.pass(10 * S);
+        assert_eq!(stage.running(), None, "nobody follows while the site is paused");
+        stage.start(owner);
+        stage.until(bound() * 2 + S, "it goes on", |s| s.running() == Some(owner));
+        stage.order(owner, Command::Resume);
+        another_runs(&mut stage, bound() + S, owner);
+    }
+}
+
+#[test]
 fn the_preferred_device_follows_and_nothing_moves_before() {
     for seed in 1..=3 {
         for leaves in [false, true] {

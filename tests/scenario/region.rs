@@ -13,11 +13,11 @@ use play::Region;
 /// thousand sites: `cargo bench --bench hub -- region`.
 #[test]
 fn all_sites_of_a_hub_return_within_little_more_than_it_needs() {
-    for away in [5 * S, 45 * S] {
-        let region = Region { sites: 800, away, failing: false, moved: 100, seed: 1 };
+    for (sites, away, failing) in [(800, 5 * S, false), (800, 45 * S, false), (1200, 300 * S, true)] {
+        let region = Region { sites, away, failing, moved: 100, seed: 1 };
         let came = play::play(&region).expect("comes to an end");
         let (all, most) = (came.all(), came.least * 12 / 10);
-        assert_eq!(came.took.len(), 800);
+        assert_eq!(came.took.len(), sites as usize);
         assert!(all <= most, "away for {away:?}: {all:?}, and the hub needs {:?}", came.least);
         assert!(came.refused_part() < 0.01, "{} of {} were refused", came.refused, came.asked);
         assert!(came.most_refused <= 3, "one site was refused {} times", came.most_refused);

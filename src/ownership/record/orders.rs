@@ -60,21 +60,30 @@ impl Record {
     /// May this device claim now, by what the record says? Who leads is not asked here.
     ///
     /// While the site is paused, only the device that owns or owned last may, and the one that was named to own next.
-    /// A drained device may only go on with what it owns.
+    /// A drained device may only go on with what it owns, or owned last while the site is paused.
     ///
     /// # Errors
     /// [`Refusal::NotAMember`], [`Refusal::Witness`], [`Refusal::Drained`] or [`Refusal::Paused`].
     pub fn may_claim(&self, device: &DeviceId) -> Result<(), Refusal> {
         self.may_own(device)?;
-        if !self.is_held_by(device) {
+        if !self.goes_on(device) {
             self.is_undrained(device)?;
         }
         let named = self.released.as_ref().and_then(|released| released.successor.as_ref());
-        let last = self.history.back().map(|last| &last.device);
-        if self.paused.is_some() && ![named, last].contains(&Some(device)) {
+        if self.paused.is_some() && named != Some(device) && !self.owned_last(device) {
             return Err(Refusal::Paused);
         }
         Ok(())
+    }
+
+    /// Whether a drain of this device waits: until another can follow, and while the site is paused for the end of that. It goes
+    /// on with what it owns, also after a restart.
+    pub fn goes_on(&self, device: &DeviceId) -> bool {
+        self.is_held_by(device) || self.paused.is_some() && self.owned_last(device)
+    }
+
+    fn owned_last(&self, device: &DeviceId) -> bool {
+        self.history.back().is_some_and(|last| last.device == *device)
     }
 
     /// Whether the ownership is this device's, in whichever life.
