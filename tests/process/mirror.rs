@@ -87,12 +87,13 @@ fn a_hub_in_trouble_is_named_and_caught_up_with() {
     let report = site.reports(owner, "the others to be mirrored", |r| r.hub.in_sync);
     let epochs: Vec<_> = report.hub.devices.iter().map(|d| (d.device.as_str(), d.epoch)).collect();
     assert_eq!(epochs, [("edge-1", Some(epoch)), ("edge-2", Some(epoch)), ("edge-3", None)]);
-    for (trouble, condition, counted) in [
-        (r#"{"kind":"throttled"}"#, "hub.throttled", "429"),
-        (r#"{"kind":"throttled","retry_after_s":1}"#, "hub.throttled", "429"),
-        (r#"{"kind":"failing","status":500}"#, "hub.unreachable", "500"),
-        (r#"{"kind":"failing","status":503}"#, "hub.unreachable", "503"),
-        (r#"{"kind":"unreachable"}"#, "hub.unreachable", "unreachable"),
+    for (trouble, condition, counted, words) in [
+        (r#"{"kind":"throttled"}"#, "hub.throttled", "429", "slow down"),
+        (r#"{"kind":"throttled","retry_after_s":1}"#, "hub.throttled", "429", "slow down"),
+        (r#"{"kind":"quota"}"#, "hub.throttled", "403", "quota of messages for this day is used up"),
+        (r#"{"kind":"failing","status":500}"#, "hub.unreachable", "500", "the hub answers"),
+        (r#"{"kind":"failing","status":503}"#, "hub.unreachable", "503", "the hub answers"),
+        (r#"{"kind":"unreachable"}"#, "hub.unreachable", "unreachable", "cannot reach"),
     ] {
         hub.trouble(trouble);
         let report = site.reports(owner, trouble, |r| has(r, condition));
@@ -102,7 +103,8 @@ fn a_hub_in_trouble_is_named_and_caught_up_with() {
             report.hub.requests
         );
         let shown = report.conditions.iter().find(|c| c.name == condition).expect("just seen");
-        assert!(!shown.detail.is_empty() && !shown.advice.is_empty());
+        assert!(shown.detail.contains(words) && !shown.advice.is_empty(), "{trouble}: {shown:?}");
+        assert_eq!(shown.severity, "warning");
         let printed = site.ask(owner, &["status", "--json"]);
         assert!(String::from_utf8_lossy(&printed.stdout).contains(condition), "{printed:?}");
         hub.trouble(r#"{"kind":"none"}"#);

@@ -15,6 +15,8 @@ use quorate::{
         settings::EdgeRuntime,
         wall,
     },
+    id::DeviceId,
+    status::report::Report,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -126,6 +128,42 @@ fn sidecars_without_any_credential_tell_the_cloud_who_owns() {
         }
         assert!(!log.contains("panicked"), "{log}");
     }
+    site.runs_without_overlap();
+}
+
+#[test]
+fn an_identity_that_is_gone_or_disabled_is_told_as_far_as_it_can_be_known() {
+    let cloud = Cloud::start();
+    let (site, owner, epoch) = site(&cloud, "");
+    until("the cloud to know the owner", || (0..3).all(|n| cloud.shows(n, owner, epoch)).then_some(()));
+    let (disabled, deleted) = ((owner + 1) % 3, (owner + 2) % 3);
+    let device = |n: usize| DeviceId::new(hub::DEVICES[n]).expect("a name");
+    // The edgeHub refuses with one code, whatever the cause.
+    cloud.emulator.enable_device(&device(disabled), false);
+    let detail = site.condition(disabled, "hub.unauthorized");
+    for cause in ["key", "wall clock", "deleted", "disabled", "made anew"] {
+        assert!(detail.contains(cause), "{cause} in {detail}");
+    }
+    // The workload socket knows the module of this generation no more.
+    cloud.emulator.delete_device(&device(deleted));
+    let detail = site.condition(deleted, "hub.device_missing");
+    assert!(detail.contains("deleted or made anew") && detail.contains("generation"), "{detail}");
+    // The same name with another generation is somebody else.
+    cloud.emulator.create_device(&device(deleted));
+    cloud.emulator.create_module(&Cloud::target(deleted, MODULE));
+    let asked = |r: &Report| {
+        let requests = r.hub.module.as_ref().map(|module| &module.requests);
+        requests.and_then(|requests| requests.get("no_identity").copied()).unwrap_or(0)
+    };
+    let before = site.report(deleted).map_or(0, |r| asked(&r));
+    site.reports(deleted, "two more tries", |r| asked(r) >= before + 2);
+    assert_eq!(site.condition(deleted, "hub.device_missing"), detail);
+    cloud.emulator.enable_device(&device(disabled), true);
+    site.reports(disabled, "the link to stand again", |r| {
+        r.hub.module.as_ref().is_some_and(|m| m.connected)
+            && !r.conditions.iter().any(|c| c.name == "hub.unauthorized")
+    });
+    assert_eq!(site.owner(0), (owner, epoch), "the ownership did not change");
     site.runs_without_overlap();
 }
 
