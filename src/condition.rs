@@ -92,6 +92,10 @@ conditions! {
     WorkloadCannotStart = "workload.cannot_start", Critical,
         "The workload's command cannot be started on this device.",
         "Check workload.command: the program must exist here and be executable.";
+    /// The workload, or what it needs, cannot work here.
+    WorkloadUnhealthy = "workload.unhealthy", Warning,
+        "The workload, or what it needs, cannot work on this device, so it does not own while that lasts.",
+        "Mend what is named; the device may own again by itself then.";
     /// The fencer ended without being told to.
     FencerLost = "fencer.lost", Critical,
         "The process that enforces the workload's deadline ended unexpectedly or gave no sign of life; its workload was killed.",

@@ -313,6 +313,7 @@ fn every_command_line_that_is_shown_exists() {
         "deploy/README.md",
         "deploy/CHANGELOG.md",
         "deploy/cloud.md",
+        "deploy/gate.md",
         "deploy/routing.md",
         "src/README.md",
     ] {
@@ -397,6 +398,7 @@ fn links_inside_the_repository_lead_somewhere() {
         "deploy/CHANGELOG.md",
         "deploy/cloud.md",
         "deploy/comparison.md",
+        "deploy/gate.md",
         "deploy/routing.md",
     ] {
         let content = text(document);

@@ -22,7 +22,7 @@ pub(super) const STORAGE: &str = "/var/lib/quorate";
 /// The port that the examples give to members.
 const PEER_PORT: u16 = 7600;
 /// `sun_path` of Linux holds 108 bytes with the closing zero (unix(7)).
-const SOCKET_PATH_MAX: usize = 107;
+pub(super) const SOCKET_PATH_MAX: usize = 107;
 
 const LISTEN_ADVICE: &str = "write ip:port, such as \"0.0.0.0:9600\" or \"[::]:9600\"";
 

@@ -125,6 +125,13 @@ pub struct Storage {
 pub enum Workload {
     /// `kind = "none"`, the default: nothing is started, others only ask who owns.
     None,
+    /// `kind = "gate"`: it runs on every device and asks whether it may act.
+    Gate {
+        /// `workload.socket`, at most 107 bytes. Default `gate.sock` beside `control.socket`; `"off"` for none.
+        socket: Option<PathBuf>,
+        /// `workload.lease_file`, absolute and in memory. Default: none.
+        lease_file: Option<PathBuf>,
+    },
     /// `kind = "process"`.
     Process {
         /// The program and its arguments. Never empty.
@@ -182,9 +189,9 @@ pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Config, Fa
     let grace = workload::stop_grace(&mut work, notes);
     let timing = site::timing(&mut section, grace, &work, notes);
     section.done(notes);
-    let workload = workload::read(work, notes);
     let mine = me.as_ref().and_then(|me| members.iter().find(|m| m.device == *me));
     let (peer, control, http, storage) = listeners::all(&mut root, mine, environment, notes);
+    let workload = workload::read(work, control.socket.as_deref(), notes);
     let hub = hub::read(root.section("hub", notes), environment, notes);
     let log = log(root.section("log", notes), notes);
     root.done(notes);

@@ -12,8 +12,11 @@ use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_server::Health,
 };
 
-use super::{service::Service, watch::tell};
-use crate::{id::DeviceId, status::door::Answer};
+use super::service::Service;
+use crate::{
+    id::DeviceId,
+    status::{door::Answer, watch::tell},
+};
 
 /// Serves only on the owner.
 const OWNER: &str = "quorate.owner";

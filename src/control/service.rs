@@ -10,21 +10,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::{
-    proto::{
-        self, DeviceRequest, GetLeaderRequest, GetStatusRequest, Leader, OrderReply, OrderRequest,
-        OwnershipState, TransferReply, TransferRequest, WatchLeaderRequest, WatchOwnershipRequest, WhyReply,
-        WhyRequest, control_server::Control, ownership_server::Ownership,
-    },
-    watch::tell,
+use super::proto::{
+    self, DeviceRequest, GetLeaderRequest, GetStatusRequest, Leader, OrderReply, OrderRequest,
+    OwnershipState, TransferReply, TransferRequest, WatchLeaderRequest, WatchOwnershipRequest, WhyReply,
+    WhyRequest, control_server::Control, ownership_server::Ownership,
 };
 use crate::{
-    clock::{Moment, millis},
+    clock::{Moment, boottime_within, millis},
     id::DeviceId,
     reconcile::commands::{Fulfilled, Order, REASON_MAX, Refusal, Wish},
     status::{
         door::{Answer, Handle, Permit},
         report::Report,
+        watch::tell,
     },
 };
 
@@ -108,6 +106,11 @@ fn state(permit: &Permit, now: Moment) -> OwnershipState {
         epoch: permit.epoch.get(),
         valid_for_ms: if permit.active { millis(permit.until.since(now)) } else { 0 },
         reason: permit.reason.clone(),
+        until_boottime_ns: if permit.active {
+            boottime_within(permit.until.since(now)).as_nanos()
+        } else {
+            0
+        },
     }
 }
 

@@ -22,10 +22,10 @@ const ANSWER_TIME: Duration = Duration::from_millis(500);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another sidecar answers there.
-    #[error("{0} is in use by another sidecar; stop it, or set control.socket to another path")]
+    #[error("{0} is in use by another sidecar; stop it, or name another path in the configuration")]
     InUse(PathBuf),
     /// Something else lies there.
-    #[error("{0} exists and is not a socket; move it away, or set control.socket to another path")]
+    #[error("{0} exists and is not a socket; move it away, or name another path in the configuration")]
     NotASocket(PathBuf),
     /// The system refused.
     #[error("cannot make the socket {path}: {source}")]

@@ -39,7 +39,7 @@ use crate::{
         members::MembersLoop,
         meter::Meter,
         ownership::{Decided, OwnershipLoop},
-        pace::PaceLoop,
+        pace::{Ailments, PaceLoop},
     },
     site::Site,
     workload,
@@ -90,6 +90,7 @@ pub struct Node {
     starts_over: watch::Receiver<bool>,
     unfit: watch::Sender<Option<Unfit>>,
     folder: watch::Sender<Vec<Raised>>,
+    ailments: watch::Sender<Ailments>,
     clock: Arc<dyn Clock>,
     workload: workload::Handle,
     tasks: TaskTracker,
@@ -163,6 +164,7 @@ impl Node {
             serving,
             unfit,
             folder: watch::Sender::default(),
+            ailments: watch::Sender::default(),
         };
         let lease = LeaseLoop {
             group: group.clone(),
@@ -191,8 +193,14 @@ impl Node {
             decided,
         };
         node.spawn(ownership.run(node.loops.clone()));
-        let pace =
-            PaceLoop { group: group.clone(), clock: clock.clone(), meter, unfit: node.unfit.clone(), strain };
+        let pace = PaceLoop {
+            group: group.clone(),
+            clock: clock.clone(),
+            meter,
+            unfit: node.unfit.clone(),
+            ailments: node.ailments.subscribe(),
+            strain,
+        };
         node.spawn(pace.run(node.loops.clone()));
         let members = MembersLoop { group: group.clone(), clock: clock.clone(), starts_over };
         node.spawn(members.run(node.loops.clone()));
@@ -233,6 +241,19 @@ impl Node {
     /// What a person should know of the data folder from now on.
     pub fn tell_of_folder(&self, raised: Vec<Raised>) {
         self.folder.send_replace(raised);
+    }
+
+    /// The workload cannot work on this device because of `what`, or can as far as that goes. Until it can, this device does not
+    /// own.
+    pub fn ails(&self, what: &'static str, why: Option<String>) {
+        self.ailments.send_if_modified(|ailments| {
+            let before = ailments.get(what).cloned();
+            match &why {
+                Some(why) => ailments.insert(what, why.clone()),
+                None => ailments.remove(what),
+            };
+            before != why
+        });
     }
 
     /// Spawns a task that leaving waits for.

@@ -343,6 +343,10 @@ impl NodeDoor {
             raised.push(Raised::new(Condition::DiskFailed, failure.error.clone()));
         }
         raised.extend(node.folder.borrow().iter().cloned());
+        let ailing = |(what, why): (&&'static str, &String)| {
+            Raised::new(Condition::WorkloadUnhealthy, format!("{what}: {why}"))
+        };
+        raised.extend(node.ailments.borrow().iter().map(ailing));
         if let Some(strain) = *node.strain.borrow() {
             raised.push(Raised::new(Condition::DeviceStrained, strain.to_string()));
         }

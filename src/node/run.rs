@@ -21,7 +21,7 @@ use crate::{
     clock::{BootClock, Clock},
     condition::{Condition, Raised, Severity},
     config::{self, Config},
-    control,
+    control::{self, lease_file::LeaseFile, socket::Socket},
     dice::Dice,
     hub::{
         self,
@@ -37,7 +37,7 @@ use crate::{
         peer::transport::{TcpDialer, tcp},
     },
     status::{self, metrics::Metrics},
-    workload::{self, Context},
+    workload::{self, Context, find_program},
 };
 
 /// Why the sidecar did not start, or ended by itself.
@@ -142,9 +142,20 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
             tracing::error!("the control listener has ended: {e}");
         }
     });
+    if let Some(socket) = bound.gate {
+        tasks.spawn(control::gate::serve(socket, door.clone(), stop.clone()));
+    }
+    if let config::Workload::Gate { lease_file: Some(path), .. } = &config.workload {
+        let (file, node) = (LeaseFile::at(path.clone()), node.clone());
+        tasks.spawn(file.keep(door.clone(), move |why| node.ails("lease_file", why), stop.clone()));
+    }
     let watched = door.clone();
     tasks.spawn(status::server::serve(bound.http, door, metrics.clone(), stop.clone()));
     tasks.spawn(measure(node.clone(), metrics, stop.clone()));
+    if let config::Workload::Process { command, working_dir, env, .. } = &config.workload {
+        let program = command.first().cloned().unwrap_or_default();
+        tasks.spawn(watch_program(node.clone(), program, working_dir.clone(), env.clone(), stop.clone()));
+    }
     tasks.spawn(speak(watched, stop.clone()));
     announce(config);
 
@@ -251,6 +262,32 @@ async fn watch_room(
     }
 }
 
+/// A device that does not have the workload's program does not take over. What runs is left alone, whatever became of its
+/// file.
+async fn watch_program(
+    node: Arc<Node>,
+    program: String,
+    working_dir: Option<std::path::PathBuf>,
+    env: BTreeMap<String, String>,
+    stop: CancellationToken,
+) {
+    let mut tick = tokio::time::interval(Duration::from_secs(2));
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let (program, folder, env) = (program.clone(), working_dir.clone(), env.clone());
+        let found =
+            tokio::task::spawn_blocking(move || find_program(&program, folder.as_deref(), &env)).await;
+        let runs = node.observed.borrow().may_run();
+        if let Ok(found) = found {
+            node.ails("program", found.err().filter(|_| !runs));
+        }
+    }
+}
+
 fn random() -> Result<u64, Failure> {
     let mut bytes = [0; 8];
     SystemRandom::new()
@@ -262,6 +299,7 @@ fn random() -> Result<u64, Failure> {
 struct Bound {
     peer: TcpListener,
     control: control::server::Listeners,
+    gate: Option<Socket>,
     http: TcpListener,
 }
 
@@ -274,19 +312,24 @@ async fn bind(config: &Config) -> Result<Bound, Failure> {
         Some(address) => listen(address, "control.listen", &mut faults).await,
         None => None,
     };
-    let socket = match &config.control.socket {
-        Some(path) => control::socket::Socket::bind(path)
-            .await
-            .map_err(|e| faults.push(format!("control.socket: {e}")))
-            .ok(),
-        None => None,
+    let socket = at_path(config.control.socket.as_deref(), "control.socket", &mut faults).await;
+    let gate = match &config.workload {
+        config::Workload::Gate { socket, .. } => {
+            at_path(socket.as_deref(), "workload.socket", &mut faults).await
+        }
+        _ => None,
     };
     match (peer, http) {
         (Some(peer), Some(http)) if faults.is_empty() => {
-            Ok(Bound { peer, http, control: control::server::Listeners { tcp, socket } })
+            Ok(Bound { peer, http, gate, control: control::server::Listeners { tcp, socket } })
         }
         _ => Err(Failure::Trouble(faults.join("\n"))),
     }
+}
+
+async fn at_path(path: Option<&Path>, key: &str, faults: &mut Vec<String>) -> Option<Socket> {
+    let path = path?;
+    Socket::bind(path).await.map_err(|e| faults.push(format!("{key}: {e}"))).ok()
 }
 
 async fn listen(address: std::net::SocketAddr, key: &str, faults: &mut Vec<String>) -> Option<TcpListener> {
@@ -314,8 +357,9 @@ async fn open_workload(
 ) -> Result<(workload::Opened, &'static str), Failure> {
     let stop_grace = config.site.timing.stop_grace();
     let (settings, kind) = match &config.workload {
-        config::Workload::None => {
-            (workload::Settings { stop_grace, ..workload::Settings::default() }, "none")
+        config::Workload::None | config::Workload::Gate { .. } => {
+            let kind = if config.workload == config::Workload::None { "none" } else { "gate" };
+            (workload::Settings { stop_grace, ..workload::Settings::default() }, kind)
         }
         config::Workload::Process { command, working_dir, env, stop_timeout } => {
             let (command, working_dir, env) = (command.clone(), working_dir.clone(), env.clone());

@@ -288,7 +288,7 @@ fn leaving(view: &View<'_>, epoch: Epoch) -> Option<Leaving> {
     let leaves = view.unfit.filter(|why| match why {
         // It can go on, and does where nobody would follow.
         Unfit::Drained(_) => !paused && view.successor.is_some(),
-        Unfit::Strained(_) => !paused,
+        Unfit::Strained(_) | Unfit::Unwell(_) => !paused,
         Unfit::Witness | Unfit::Leaving | Unfit::DiskFailed => true,
     });
     if let Some(why) = leaves {

@@ -43,6 +43,9 @@ pub enum Unfit {
     /// Its disk has failed.
     #[error("this device's disk has failed")]
     DiskFailed,
+    /// The workload, or what it needs, cannot work on this device.
+    #[error("this device is not well: {0}")]
+    Unwell(String),
     /// Somebody has drained it. If it owns, another device is fit.
     #[error("this device is drained {0}")]
     Drained(String),

@@ -5,7 +5,7 @@
 //! one, but it begins no ownership. While the site is paused neither gives up what it owns. The leader that owns proposes changes of
 //! timing, and settles one that made it narrower once no wider lease can run any more.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,9 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// How long a proposal may take.
 const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
 
+/// Why the workload cannot work on this device: what has failed, and why. Empty if it can.
+pub type Ailments = BTreeMap<&'static str, String>;
+
 /// The loop and what it needs.
 pub struct PaceLoop {
     /// The group.
@@ -36,6 +39,8 @@ pub struct PaceLoop {
     pub meter: Meter,
     /// Why this device must not own, if so.
     pub unfit: watch::Sender<Option<Unfit>>,
+    /// Why the workload cannot work on this device, by what was found to fail.
+    pub ailments: watch::Receiver<Ailments>,
     /// Whether this device is strained, whatever follows from it.
     pub strain: watch::Sender<Option<Strain>>,
 }
@@ -56,6 +61,7 @@ struct Steady {
 /// Why this device had better not own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Words {
+    Unwell,
     Drained,
     Strained,
 }
@@ -78,7 +84,7 @@ impl PaceLoop {
             return;
         }
         let mut steady = Steady::default();
-        let mut record = self.group.record();
+        let (mut record, mut ailments) = (self.group.record(), self.ailments.clone());
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -87,6 +93,7 @@ impl PaceLoop {
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
                 Ok(()) = record.changed() => {}
+                Ok(()) = ailments.changed() => {}
             }
             if let Some(command) = self.look(&mut steady) {
                 let proposal = self.group.propose(command, PROPOSE_LIMIT);
@@ -145,11 +152,13 @@ impl PaceLoop {
         let settled = !owns || now.since(owned) >= COOL_DOWN;
         let paused = applied.record.paused.is_some();
         let drained = applied.record.drained.get(&roster.me).map(|by| Unfit::Drained(by.to_string()));
+        let unwell = self.ailments.borrow().iter().next().map(|(_, why)| Unfit::Unwell(why.clone()));
         let goes = match &drained {
+            _ if unwell.is_some() => unwell.clone(),
             Some(_) if !applied.record.goes_on(&roster.me) || (other_fit && !paused) => drained.clone(),
             _ => strain.filter(|_| other_fit && settled && !(owns && paused)).map(Unfit::Strained),
         };
-        self.declare(steady, strain, drained.as_ref());
+        self.declare(steady, strain, unwell.as_ref().or(drained.as_ref()));
         self.give_way(strain, goes);
         if !leads {
             return None;
@@ -165,9 +174,10 @@ impl PaceLoop {
     }
 
     /// What the others are told of this device, once it changes.
-    fn declare(&self, steady: &mut Steady, strain: Option<Strain>, drained: Option<&Unfit>) {
-        let words = match (drained, strain) {
-            (Some(drained), _) => Some((Words::Drained, drained.to_string())),
+    fn declare(&self, steady: &mut Steady, strain: Option<Strain>, unfit: Option<&Unfit>) {
+        let words = match (unfit, strain) {
+            (Some(why @ Unfit::Unwell(_)), _) => Some((Words::Unwell, why.to_string())),
+            (Some(why), _) => Some((Words::Drained, why.to_string())),
             (None, Some(strain)) => Some((Words::Strained, strain.to_string())),
             (None, None) => None,
         };

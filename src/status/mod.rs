@@ -5,5 +5,8 @@
 
 pub mod door;
 pub mod metrics;
+mod ownership;
 pub mod report;
 pub mod server;
+pub(crate) mod watch;
+pub mod word;

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     door::{Answer, Handle},
     metrics::Metrics,
+    ownership::{self, Told},
     report::Role,
 };
 use crate::clock::millis;
@@ -55,7 +56,11 @@ struct Shown {
 }
 
 /// All routes, without a socket.
-pub fn router(door: Handle, metrics: Metrics) -> Router {
+pub fn router(door: Handle, metrics: Metrics, stop: CancellationToken) -> Router {
+    let gate = Router::new()
+        .route("/v1/ownership", get(ownership::ask))
+        .route("/v1/ownership/events", get(ownership::events))
+        .with_state(Told::new(door.clone(), stop));
     Router::new()
         .route("/", get(page))
         .route("/owner", get(owner))
@@ -68,12 +73,13 @@ pub fn router(door: Handle, metrics: Metrics) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Shown { door, metrics })
+        .merge(gate)
 }
 
 /// Serves until `stop`, then ends open connections within two seconds. Errors of single connections end only them.
 /// Dropping the future closes everything at once.
 pub async fn serve(listener: TcpListener, door: Handle, metrics: Metrics, stop: CancellationToken) {
-    let service = router(door, metrics);
+    let service = router(door, metrics, stop.clone());
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -199,8 +205,18 @@ async fn page() -> Response {
 }
 
 async fn not_found() -> Response {
-    let paths =
-        ["/", "/owner", "/standby", "/health/live", "/health/ready", "/v1/status", "/v1/history", "/metrics"];
+    let paths = [
+        "/",
+        "/owner",
+        "/standby",
+        "/health/live",
+        "/health/ready",
+        "/v1/status",
+        "/v1/history",
+        "/v1/ownership",
+        "/v1/ownership/events",
+        "/metrics",
+    ];
     fresh((StatusCode::NOT_FOUND, Json(json!({ "error": "there is no such page", "pages": paths }))))
 }
 
@@ -215,13 +231,13 @@ fn reply(yes: bool, body: serde_json::Value) -> Response {
 }
 
 /// An answer of a second ago may be wrong, so nobody may keep one.
-fn fresh(response: impl IntoResponse) -> Response {
+pub(super) fn fresh(response: impl IntoResponse) -> Response {
     const NO_SNIFF: HeaderName = header::X_CONTENT_TYPE_OPTIONS;
     ([(header::CACHE_CONTROL, "no-store"), (NO_SNIFF, "nosniff")], response).into_response()
 }
 
 /// A body as JSON.
-struct Json<T>(T);
+pub(super) struct Json<T>(pub(super) T);
 
 impl<T: serde::Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {

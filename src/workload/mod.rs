@@ -19,6 +19,7 @@ mod orders;
 mod orphans;
 mod output;
 pub mod process;
+mod program;
 mod pulse;
 mod receipt;
 mod secrets;
@@ -41,6 +42,7 @@ pub use self::{
     open::{Opened, open},
     orphans::adopt,
     process::{Context, ProcessWorkload},
+    program::find_program,
     settings::{Kind, STOP_TIMEOUT, Settings},
     ticker::EVERY as TICK_EVERY,
 };

@@ -134,6 +134,69 @@ async fn health_status_history_and_metrics() {
 }
 
 #[tokio::test]
+async fn the_gate_says_until_when_and_waits_for_something_new() {
+    let http = Http::start().await;
+    let (code, body) = http.get("/v1/ownership").await;
+    assert_eq!((code, &body["active"], &body["until_boottime_ns"]), (200, &false.into(), &0.into()));
+    let epoch = body["epoch"].as_u64().expect("a number");
+    // What the client does not know yet is said at once.
+    assert_eq!(http.get("/v1/ownership?epoch=3&active=true").await.1["active"], false);
+    let waits = format!("/v1/ownership?epoch={epoch}&active=false");
+    let owns = async {
+        skip(Duration::from_millis(50)).await;
+        http.puppet.permit(17, Duration::from_secs(3600));
+    };
+    let ((_, body), ()) = tokio::join!(http.get(&waits), owns);
+    assert_eq!((&body["active"], &body["epoch"]), (&true.into(), &17.into()));
+    let left = body["until_boottime_ns"].as_u64().expect("a number") - boottime();
+    assert!((3_000..=3_240).contains(&(left / 1_000_000_000)), "a tenth is given away: {left}");
+    for wrong in ["?epoch=17", "?epoch=-1&active=true", "?epoch=1&active=perhaps", "?else=1"] {
+        let (code, body) = http.get(&format!("/v1/ownership{wrong}")).await;
+        assert!(code == 400 && body["error"].is_string(), "{wrong}: {code} {body}");
+    }
+}
+
+fn boottime() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u64::try_from(time.tv_sec).expect("after boot") * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
+
+#[tokio::test]
+async fn the_gate_goes_on_telling_until_the_server_leaves() {
+    let http = Http::start().await;
+    let mut stream = http.connect().await;
+    stream.write_all(b"GET /v1/ownership/events HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("asks");
+    let mut said = String::new();
+    let mut next = async |what: &str| {
+        let mut part = [0; 4096];
+        while !said.contains(what) {
+            let n = stream.read(&mut part).await.expect("goes on");
+            assert!(n > 0, "ended without {what}: {said}");
+            said.push_str(&String::from_utf8_lossy(&part[..n]));
+        }
+        std::mem::take(&mut said)
+    };
+    let first = next("\n\n").await;
+    assert!(first.to_lowercase().contains("content-type: text/event-stream"), "{first}");
+    assert!(first.contains("event: ownership\ndata: {\"active\":false"), "{first}");
+    http.puppet.permit(17, Duration::from_secs(3600));
+    next("\"active\":true,\"epoch\":17").await;
+    // Only so many may listen.
+    let mut others = Vec::new();
+    for _ in 0..31 {
+        let mut other = http.connect().await;
+        other.write_all(b"GET /v1/ownership/events HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("asks");
+        other.read_u8().await.expect("is answered");
+        others.push(other);
+    }
+    assert_eq!(http.get("/v1/ownership").await.0, 503);
+    drop(others);
+    http.stop.cancel();
+    rest(&mut stream).await;
+    http.serving.await.expect("ends");
+}
+
+#[tokio::test]
 async fn the_page_needs_nothing_from_elsewhere() {
     let http = Http::start().await;
     let (code, head, body) = http.send("GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;

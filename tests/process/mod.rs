@@ -9,6 +9,7 @@ mod fencer;
 mod folders;
 mod footing;
 mod forgery;
+mod gate;
 #[cfg(feature = "emulator")]
 mod hostile_broker;
 #[cfg(feature = "emulator")]

@@ -121,9 +121,17 @@ fn searched(site: &Site, needles: &[Vec<u8>], told: Option<(u32, &[u8])>) {
         }
     };
     for n in 0..3 {
-        for path in
-            ["/", "/owner", "/standby", "/health/ready", "/v1/status", "/v1/history", "/metrics", "/nowhere"]
-        {
+        for path in [
+            "/",
+            "/owner",
+            "/standby",
+            "/health/ready",
+            "/v1/status",
+            "/v1/history",
+            "/v1/ownership",
+            "/metrics",
+            "/nowhere",
+        ] {
             let (_, body) = http(site.devices[n].http, path).expect("answers");
             clean(path, body.as_bytes());
         }

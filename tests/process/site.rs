@@ -58,6 +58,8 @@ pub(super) struct Plan {
     pub(super) more: String,
     /// The workload's command, as TOML; by default one that ticks.
     pub(super) command: Option<String>,
+    /// The section `workload` instead of a process, as TOML.
+    pub(super) workload: Option<String>,
     /// Keeps the logs away from the disk.
     pub(super) no_logs: bool,
 }
@@ -221,9 +223,11 @@ impl Site {
         let ticking =
             format!("[\"{}\", \"tick-workload\", \"--file\", \"ticks\"]", env!("CARGO_BIN_EXE_quorate"));
         let command = self.plan.command.as_ref().unwrap_or(&ticking);
+        let process = format!("kind = \"process\"\ncommand = {command}");
+        let workload = self.plan.workload.as_ref().unwrap_or(&process);
         format!(
             "[site]\nid = \"{site}\"\nmembers = [\n{members}]\n[site.timing]\n{timing}\n\
-             [workload]\nkind = \"process\"\nstop_grace = \"{GRACE}\"\ncommand = {command}\n{}",
+             [workload]\nstop_grace = \"{GRACE}\"\n{workload}\n{}",
             self.plan.more,
         )
     }
@@ -391,7 +395,8 @@ impl Site {
                 return None;
             }
             let owner = self.devices.iter().position(|d| d.id == device)?;
-            let ticks = self.plan.command.is_some() || self.ticked(owner, epoch);
+            let plain = self.plan.command.is_none() && self.plan.workload.is_none();
+            let ticks = !plain || self.ticked(owner, epoch);
             ticks.then_some((owner, epoch))
         })
     }

@@ -1,5 +1,7 @@
 //! Workloads that do not do what they should, under a real sidecar.
 
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
 use super::site::{Plan, Site, until};
 
 /// A command that runs in a shell.
@@ -32,15 +34,52 @@ fn a_crashing_workload_is_restarted_with_pauses_and_shown() {
     site.owner_among(&others, epoch);
 }
 
+/// A script that begins like this is there, and nobody can start it.
+const NO_INTERPRETER: &str = "#!/nowhere/at-all\n";
+
+fn write_program(path: &Path, text: &str) {
+    fs::write(path, text).expect("writes");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("makes it a program");
+}
+
 #[test]
-fn a_command_that_does_not_exist_is_named_and_the_site_goes_on() {
-    let plan = Plan { command: Some("[\"/nowhere/at-all\"]".into()), ..Plan::default() };
+fn who_does_not_have_the_program_does_not_take_over() {
+    let plan = Plan { command: Some("[\"./app\"]".into()), ..Plan::default() };
+    let mut site = Site::with(plan);
+    let home = |site: &Site, n: usize| site.file(&format!("edge-{}/app", n + 1));
+    let app = "#!/bin/sh\nwhile true; do sleep 0.02; done\n";
+    write_program(&home(&site, 1), app);
+    site.start_all();
+    let (owner, epoch) = site.owner(0);
+    assert_eq!(owner, 1);
+    assert!(site.condition(0, "workload.unhealthy").contains("./app"));
+    let refused = site.ask(1, &["transfer", "--to", "edge-1"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("./app"), "it says why: {refused:?}");
+    // What runs is left alone, as when a program is being replaced.
+    fs::remove_file(home(&site, 1)).expect("removes");
+    write_program(&home(&site, 2), app);
+    site.reports(2, "that the third is well", |r| {
+        r.conditions.iter().all(|c| c.name != "workload.unhealthy")
+    });
+    assert_eq!(site.owner(0), (1, epoch));
+    site.signal(1, rustix::process::Signal::KILL);
+    site.left(1);
+    assert_eq!(site.owner_among(&[0, 2], epoch).0, 2);
+}
+
+#[test]
+fn a_command_that_cannot_be_started_is_named_and_the_site_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let app = folder.path().join("app");
+    write_program(&app, NO_INTERPRETER);
+    let plan = Plan { command: Some(format!("[\"{}\"]", app.display())), ..Plan::default() };
     let (mut site, owner, _) = Site::running(plan);
     let detail = site.condition(owner, "workload.cannot_start");
-    assert!(detail.contains("/nowhere/at-all") && detail.contains("No such file"), "{detail}");
+    assert!(detail.contains(&*app.to_string_lossy()) && detail.contains("No such file"), "{detail}");
     let answer = site.ask(owner, &["leader"]);
     assert_eq!(answer.status.code(), Some(0));
-    assert!(site.log(owner).contains("/nowhere/at-all"));
+    assert!(site.log(owner).contains(&*app.to_string_lossy()));
     let to = site.devices[(owner + 1) % 3].id.clone();
     until("a handover away from it", || {
         (site.ask(owner, &["transfer", "--to", &to]).status.code() == Some(0)).then_some(())

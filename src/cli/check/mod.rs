@@ -6,6 +6,7 @@
 mod hub;
 mod measure;
 mod verdict;
+mod workload;
 
 use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
@@ -87,9 +88,10 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
     let measured = Measured { writes, stalls, round_trips, needed: config.site.members.len() / 2 };
     let configured = verdict::against(&measured, &config.site.timing);
     let presets = verdict::presets(&measured);
-    let reasons = reasons(&configured, &hub);
+    let workload = workload::tries(&config);
+    let reasons = reasons(&configured, &[("hub", &hub), ("workload", &workload)]);
     if args.json {
-        say(&json(&reasons, &measured, &members, &presets, &configured, &hub).to_string())?;
+        say(&json(&reasons, &measured, &members, &presets, &configured, (&workload, &hub)).to_string())?;
     } else {
         let head = format!("{}: {} of {}", config.file.display(), config.me, config.site.id);
         say(&text(
@@ -98,20 +100,23 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
             &members,
             &presets,
             (&config.site.timing.to_string(), &configured),
-            &hub,
+            &[("workload", &workload), ("hub", &hub)],
         ))?;
     }
     Ok(if reasons.is_empty() { DONE } else { NO })
 }
 
 /// Why the answer is no; nothing if it is yes.
-fn reasons(configured: &[String], hub: &[hub::Tried]) -> Vec<String> {
+fn reasons(configured: &[String], tried: &[Part<'_>]) -> Vec<String> {
     let timing = configured.iter().map(|why| format!("the configured timing is not kept: {why}"));
-    timing.chain(failed(hub)).collect()
+    timing.chain(tried.iter().flat_map(|(_, tried)| failed(tried))).collect()
 }
 
-fn failed(hub: &[hub::Tried]) -> impl Iterator<Item = String> {
-    hub.iter().filter_map(|tried| Some(format!("{}: {}", tried.what, tried.error.as_ref()?)))
+/// What was tried of one part of the device, under its name.
+type Part<'a> = (&'static str, &'a [hub::Tried]);
+
+fn failed(tried: &[hub::Tried]) -> impl Iterator<Item = String> {
+    tried.iter().filter_map(|tried| Some(format!("{}: {}", tried.what, tried.error.as_ref()?)))
 }
 
 /// A word each five seconds, so that nobody thinks that it hangs.
@@ -132,7 +137,7 @@ fn json(
     members: &[Answer<'_>],
     presets: &[(Preset, Vec<String>)],
     configured: &[String],
-    hub: &[hub::Tried],
+    (workload, hub): (&[hub::Tried], &[hub::Tried]),
 ) -> serde_json::Value {
     let members: Vec<_> = members
         .iter()
@@ -157,6 +162,7 @@ fn json(
         "stalls": measured.stalls,
         "network_judged": measured.majority().is_some(),
         "members": members,
+        "workload": workload,
         "hub": hub,
     })
 }
@@ -167,7 +173,7 @@ fn text(
     members: &[Answer<'_>],
     presets: &[(Preset, Vec<String>)],
     (timing, configured): (&str, &[String]),
-    hub: &[hub::Tried],
+    parts: &[Part<'_>],
 ) -> String {
     let mut text = format!("config    {head}\n");
     let spread = |s: &Spread| format!("p50 {}, p99 {}, max {}", ms(s.p50), ms(s.p99), ms(s.max));
@@ -183,11 +189,14 @@ fn text(
     if measured.majority().is_none() {
         let _ = writeln!(text, "          too few members answer, so the network was not judged");
     }
-    for hub::Tried { what, took_ms, error } in hub {
-        let how = error
-            .as_ref()
-            .map_or_else(|| format!("works, in {took_ms} ms"), |why| format!("does not work: {why}"));
-        let _ = writeln!(text, "hub       {what}: {how}");
+    for (name, tried) in parts {
+        for hub::Tried { what, took_ms, error } in *tried {
+            let how = error.as_ref().map_or_else(
+                || if *took_ms > 0 { format!("works, in {took_ms} ms") } else { "works".into() },
+                |why| format!("does not work: {why}"),
+            );
+            let _ = writeln!(text, "{name:<9} {what}: {how}");
+        }
     }
     text.push('\n');
     let verdict = |text: &mut String, name: &str, against: &[String]| {
@@ -207,8 +216,8 @@ fn text(
     let _ = writeln!(text, "\nthis device can keep {best}");
     let _ = writeln!(text, "configured: {timing}");
     verdict(&mut text, "kept", configured);
-    if !hub.is_empty() {
-        verdict(&mut text, "hub", &failed(hub).collect::<Vec<_>>());
+    for (name, tried) in parts.iter().filter(|(_, tried)| !tried.is_empty()) {
+        verdict(&mut text, name, &failed(tried).collect::<Vec<_>>());
     }
     text
 }

@@ -10,13 +10,11 @@ use futures_util::{Stream, StreamExt as _, stream};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    clock::{Clock, Moment, sleep_until},
-    status::door::{Answer, Permit},
-};
+use super::door::{Answer, Permit};
+use crate::clock::{Clock, Moment, sleep_until};
 
 /// Something that is true until a moment.
-pub(super) trait Lapsing: Clone + Send + Sync + 'static {
+pub(crate) trait Lapsing: Clone + Send + Sync + 'static {
     /// What may be said of it at `now`.
     fn at(&self, now: Moment) -> Self;
     /// When it lapses; `None` for "unknown" and "no", which do not.
@@ -75,7 +73,7 @@ struct Told<T> {
 
 /// The stream for one client; each item comes with the moment it was made. Ends when the node does, after a last word,
 /// or when `stop` is cancelled.
-pub(super) fn tell<T: Lapsing>(
+pub(crate) fn tell<T: Lapsing>(
     source: watch::Receiver<T>,
     clock: Arc<dyn Clock>,
     slot: OwnedSemaphorePermit,

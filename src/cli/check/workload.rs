@@ -1,0 +1,44 @@
+//! Whether the workload's door works on this device, as far as that can be tried without a workload.
+
+use super::hub::Tried;
+use crate::{
+    config::{Config, Workload},
+    control::lease_file::LeaseFile,
+    workload::find_program,
+};
+
+/// Each part of the door, and what is wrong with it.
+pub(super) fn tries(config: &Config) -> Vec<Tried> {
+    let tried = |what: String, outcome: Result<(), String>| Tried { what, took_ms: 0, error: outcome.err() };
+    match &config.workload {
+        Workload::None => Vec::new(),
+        Workload::Process { command, working_dir, env, .. } => {
+            let program = command.first().map(String::as_str).unwrap_or_default();
+            let found = find_program(program, working_dir.as_deref(), env);
+            let what = match &found {
+                Ok(path) => format!("the program {}", path.display()),
+                Err(_) => format!("the program {program}"),
+            };
+            vec![tried(what, found.map(|_| ()))]
+        }
+        Workload::Gate { socket, lease_file } => {
+            let mut all = Vec::new();
+            if let Some(path) = socket {
+                let folder = path.parent().map(std::path::Path::to_owned).unwrap_or_default();
+                // A missing folder is made at the start, if the one above it is there.
+                let place = if folder.is_dir() { Some(folder.as_path()) } else { folder.parent() };
+                let outcome = place.map_or(Err("it has no folder".to_owned()), |place| {
+                    rustix::fs::access(place, rustix::fs::Access::WRITE_OK).map_err(|e| {
+                        format!("{}: {e}; make the folder, or run as another user", place.display())
+                    })
+                });
+                all.push(tried(format!("the socket {}", path.display()), outcome));
+            }
+            if let Some(path) = lease_file {
+                let outcome = LeaseFile::at(path.clone()).try_out();
+                all.push(tried(format!("the lease file {}", path.display()), outcome));
+            }
+            all
+        }
+    }
+}
