@@ -92,6 +92,10 @@ conditions! {
     WorkloadCannotStart = "workload.cannot_start", Critical,
         "The workload's command cannot be started on this device.",
         "Check workload.command: the program must exist here and be executable.";
+    /// The workload cannot be ended.
+    WorkloadCannotStop = "workload.cannot_stop", Critical,
+        "What ends the workload on this device fails, so parts of it may still work here; this device votes for no other meanwhile.",
+        "Mend what is named, or end the workload by hand; it is tried again by itself.";
     /// The workload, or what it needs, cannot work here.
     WorkloadUnhealthy = "workload.unhealthy", Warning,
         "The workload, or what it needs, cannot work on this device, so it does not own while that lasts.",

@@ -33,6 +33,7 @@ pub use self::{
 use crate::{
     id::DeviceId,
     site::{Member, Site},
+    workload::runtime::Api,
 };
 
 /// Where the file is looked for if nobody says otherwise.
@@ -132,6 +133,28 @@ pub enum Workload {
         /// `workload.lease_file`, absolute and in memory. Default: none.
         lease_file: Option<PathBuf>,
     },
+    /// `kind = "module"` or `kind = "container"`: started on the owner by whoever runs containers here, and stopped.
+    Container {
+        /// By IoT Edge's daemon, or by Docker.
+        api: Api,
+        /// `workload.runtime_socket`. Default: where it usually is.
+        socket: PathBuf,
+        /// `workload.module` or `workload.container`: its name. Never empty.
+        name: String,
+        /// As for a process.
+        stop_timeout: Duration,
+    },
+    /// `kind = "hooks"`: commands that are carried out when this device becomes the owner, and when it is that no more.
+    Hooks {
+        /// `workload.on_owner`: the program and its arguments; may be empty.
+        on_owner: Vec<String>,
+        /// `workload.on_standby`: never empty.
+        on_standby: Vec<String>,
+        /// As for a process.
+        working_dir: Option<PathBuf>,
+        /// As for a process.
+        env: BTreeMap<String, String>,
+    },
     /// `kind = "process"`.
     Process {
         /// The program and its arguments. Never empty.
@@ -142,6 +165,8 @@ pub enum Workload {
         env: BTreeMap<String, String>,
         /// How long a planned stop waits before KILL. 10 ms to 60 s. Default 10 s.
         stop_timeout: Duration,
+        /// `workload.on_standby`: what undoes the rest of it; may be empty.
+        on_standby: Vec<String>,
     },
 }
 
@@ -196,6 +221,9 @@ pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Config, Fa
     let log = log(root.section("log", notes), notes);
     root.done(notes);
     misnamed(environment, notes);
+    if let (Some(workload), Some(timing)) = (&workload, &timing) {
+        workload::fits(workload, timing, &path, notes);
+    }
 
     match (id, timing, me, workload) {
         (Some(id), Some(timing), Some(me), Some(workload)) if notes.faults.is_empty() => Ok(Config {

@@ -2,15 +2,21 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use crate::workload::{STOP_TIMEOUT, Settings};
+use crate::{
+    timing::Timing,
+    workload::{STOP_TIMEOUT, Settings, runtime::Api},
+};
 
 use super::{
-    Workload,
+    Where, Workload,
     listeners::{SOCKET_PATH_MAX, absolute},
     section::{Notes, Section, Spot},
 };
 
-const KIND_ADVICE: &str = "write kind = \"process\" (with command), \"gate\" (it runs everywhere and asks whether it may act) or \"none\" (others only ask who owns)";
+const KIND_ADVICE: &str = "write kind = \"process\" (with command), \"module\" or \"container\" (with its name), \"hooks\" (with on_owner \
+     and on_standby), \"gate\" (it runs everywhere and asks whether it may act) or \"none\" (others only ask who owns)";
+/// The least grace for what is started and stopped by asking somebody else.
+const CONTAINER_GRACE: Duration = Duration::from_secs(1);
 const COMMAND_ADVICE: &str =
     "write a list: the program, then its arguments, such as [\"/usr/bin/app\", \"--fast\"]";
 
@@ -46,6 +52,8 @@ pub(super) fn read(mut section: Section, control: Option<&Path>, notes: &mut Not
     let env = environment(section.section("env", notes), notes);
     let stop_timeout = stop_timeout(&mut section, notes);
     let gate = gate(&mut section, control, kind.as_ref().map(|kind| kind.value), notes);
+    let container = container(&mut section, kind.as_ref(), stop_timeout, notes);
+    let [on_owner, on_standby] = hooks(&mut section, kind.as_ref(), notes);
     section.not_yet("health", notes, "leave it out; a workload that ends is restarted on the owner");
 
     let chosen = match (&kind, &command) {
@@ -69,7 +77,7 @@ pub(super) fn read(mut section: Section, control: Option<&Path>, notes: &mut Not
             if command.value.iter().any(|part| part.contains('\0')) {
                 notes.fault(&command.at, &command_key, "holds a zero byte", COMMAND_ADVICE);
             }
-            Some(Workload::Process { command: command.value, working_dir, env, stop_timeout })
+            Some(Workload::Process { command: command.value, working_dir, env, stop_timeout, on_standby })
         }
         (Kind::Process, None) => {
             if !command_broken {
@@ -78,18 +86,37 @@ pub(super) fn read(mut section: Section, control: Option<&Path>, notes: &mut Not
             }
             None
         }
-        (kind @ (Kind::None | Kind::Gate), Some(command)) => {
-            let name = if kind == Kind::Gate { "gate" } else { "none" };
+        (kind, Some(command)) => {
             notes.fault(
                 &command.at,
                 &command_key,
-                format!("would never run, because kind is \"{name}\""),
+                format!("would never run, because kind is \"{}\"", kind.name()),
                 "write kind = \"process\", or remove the command",
             );
             None
         }
         (Kind::None, None) => Some(Workload::None),
         (Kind::Gate, None) => Some(gate),
+        (Kind::Module | Kind::Container, None) => container,
+        (Kind::Hooks, None) => Some(Workload::Hooks { on_owner, on_standby, working_dir, env }),
+    }
+}
+
+/// What a site's timing must leave for a workload that others start and stop.
+pub(super) fn fits(workload: &Workload, timing: &Timing, file: &Path, notes: &mut Notes) {
+    if matches!(workload, Workload::Container { .. }) && timing.stop_grace() < CONTAINER_GRACE {
+        let at = Where::File { path: file.display().to_string(), line: None };
+        let problem = format!(
+            "is {}, and a container is not ended for certain in less than {}",
+            super::show_duration(timing.stop_grace()),
+            super::show_duration(CONTAINER_GRACE)
+        );
+        notes.fault(
+            &at,
+            "workload.stop_grace",
+            problem,
+            "write stop_grace = \"2s\"; a takeover takes as much longer",
+        );
     }
 }
 
@@ -97,17 +124,106 @@ pub(super) fn read(mut section: Section, control: Option<&Path>, notes: &mut Not
 enum Kind {
     None,
     Process,
+    Module,
+    Container,
+    Hooks,
     Gate,
 }
 
-fn kind(text: &str) -> Result<Kind, String> {
-    match text {
-        "process" => Ok(Kind::Process),
-        "gate" => Ok(Kind::Gate),
-        "none" => Ok(Kind::None),
-        "module" | "container" => Err(format!("{text:?} is not available in this version")),
-        other => Err(format!("{other:?} is not a kind of workload")),
+impl Kind {
+    const ALL: [Kind; 6] =
+        [Kind::None, Kind::Process, Kind::Module, Kind::Container, Kind::Hooks, Kind::Gate];
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::None => "none",
+            Kind::Process => "process",
+            Kind::Module => "module",
+            Kind::Container => "container",
+            Kind::Hooks => "hooks",
+            Kind::Gate => "gate",
+        }
     }
+}
+
+fn kind(text: &str) -> Result<Kind, String> {
+    Kind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == text)
+        .ok_or_else(|| format!("{text:?} is not a kind of workload"))
+}
+
+/// The key belongs to other kinds than this.
+fn foreign<T>(section: &Section, key: &str, spot: Option<&Spot<T>>, of: &str, notes: &mut Notes) {
+    if let Some(spot) = spot {
+        let problem = format!("is for kind = {of}, and kind is another");
+        notes.fault(&spot.at, &section.full(key), problem, "change kind, or remove it");
+    }
+}
+
+/// The container that kind names, if it does.
+fn container(
+    section: &mut Section,
+    kind: Option<&Spot<Kind>>,
+    stop_timeout: Duration,
+    notes: &mut Notes,
+) -> Option<Workload> {
+    let named = |text: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_.-$".contains(c);
+        match !text.is_empty() && text.len() <= 128 && text.chars().all(plain) {
+            true => Ok(text.to_owned()),
+            false => Err(format!("{text:?} is not a name")),
+        }
+    };
+    let advice = "write its name, as IoT Edge or Docker shows it";
+    let names = [
+        (Kind::Module, Api::Edge, section.parsed("module", notes, named, advice)),
+        (Kind::Container, Api::Docker, section.parsed("container", notes, named, advice)),
+    ];
+    let advice = "write an absolute path of a socket, such as \"/var/run/iotedge/mgmt.sock\"";
+    let socket = section.parsed("runtime_socket", notes, |t| absolute(t, SOCKET_PATH_MAX), advice);
+    let mut found = None;
+    for (of, api, name) in names {
+        if kind.is_none_or(|kind| kind.value != of) {
+            foreign(section, api.noun(), name.as_ref(), &format!("{:?}", of.name()), notes);
+            continue;
+        }
+        let Some(name) = name else {
+            let (at, key) = (kind.map_or_else(|| section.file(), |k| k.at.clone()), section.full(api.noun()));
+            notes.missing(&at, &key, "write its name, as IoT Edge or Docker shows it");
+            continue;
+        };
+        let path = socket.as_ref().map_or_else(|| api.usual_socket().into(), |s| s.value.clone());
+        found = Some(Workload::Container { api, socket: path, name: name.value, stop_timeout });
+    }
+    if !kind.is_some_and(|kind| matches!(kind.value, Kind::Module | Kind::Container)) {
+        foreign(section, "runtime_socket", socket.as_ref(), "\"module\" or \"container\"", notes);
+    }
+    found
+}
+
+/// `on_owner` and `on_standby`.
+fn hooks(section: &mut Section, kind: Option<&Spot<Kind>>, notes: &mut Notes) -> [Vec<String>; 2] {
+    let [on_owner, on_standby] =
+        ["on_owner", "on_standby"].map(|key| section.texts(key, notes, COMMAND_ADVICE));
+    for (key, spot) in [("on_owner", &on_owner), ("on_standby", &on_standby)] {
+        if let Some(spot) = spot
+            && spot.value.first().is_none_or(|program| program.trim().is_empty())
+        {
+            notes.fault(&spot.at, &section.full(key), "names no program", COMMAND_ADVICE);
+        }
+    }
+    let kind_is = |kinds: &[Kind]| kind.is_some_and(|kind| kinds.contains(&kind.value));
+    if !kind_is(&[Kind::Hooks]) {
+        foreign(section, "on_owner", on_owner.as_ref(), "\"hooks\"", notes);
+    } else if on_standby.is_none() {
+        let (at, key) = (kind.map_or_else(|| section.file(), |k| k.at.clone()), section.full("on_standby"));
+        notes.missing(&at, &key, "write the command that undoes what on_owner does");
+    }
+    if !kind_is(&[Kind::Hooks, Kind::Process]) {
+        foreign(section, "on_standby", on_standby.as_ref(), "\"hooks\" or \"process\"", notes);
+    }
+    [on_owner, on_standby].map(|spot| spot.map(|spot| spot.value).unwrap_or_default())
 }
 
 /// What only a gate has: where programs ask.
@@ -129,19 +245,8 @@ fn gate(section: &mut Section, control: Option<&Path>, kind: Option<Kind>, notes
     };
     let lease_file = section.parsed("lease_file", notes, named, advice);
     if kind != Some(Kind::Gate) {
-        let places =
-            [("socket", socket.as_ref().map(|s| &s.at)), ("lease_file", lease_file.as_ref().map(|s| &s.at))];
-        for (key, at) in places {
-            if let Some(at) = at {
-                let key = section.full(key);
-                notes.fault(
-                    at,
-                    &key,
-                    "is for a gate, and kind is another",
-                    "write kind = \"gate\", or remove it",
-                );
-            }
-        }
+        foreign(section, "socket", socket.as_ref(), "\"gate\"", notes);
+        foreign(section, "lease_file", lease_file.as_ref(), "\"gate\"", notes);
     }
     let beside = || control.and_then(Path::parent).map(|folder| folder.join("gate.sock"));
     Workload::Gate {

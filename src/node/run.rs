@@ -37,7 +37,7 @@ use crate::{
         peer::transport::{TcpDialer, tcp},
     },
     status::{self, metrics::Metrics},
-    workload::{self, Context, find_program},
+    workload::{self, Context, find_program, runtime::Runtime},
 };
 
 /// Why the sidecar did not start, or ended by itself.
@@ -152,10 +152,7 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     let watched = door.clone();
     tasks.spawn(status::server::serve(bound.http, door, metrics.clone(), stop.clone()));
     tasks.spawn(measure(node.clone(), metrics, stop.clone()));
-    if let config::Workload::Process { command, working_dir, env, .. } = &config.workload {
-        let program = command.first().cloned().unwrap_or_default();
-        tasks.spawn(watch_program(node.clone(), program, working_dir.clone(), env.clone(), stop.clone()));
-    }
+    watch_workload(config, &node, &tasks, &stop)?;
     tasks.spawn(speak(watched, stop.clone()));
     announce(config);
 
@@ -262,11 +259,47 @@ async fn watch_room(
     }
 }
 
-/// A device that does not have the workload's program does not take over. What runs is left alone, whatever became of its
-/// file.
-async fn watch_program(
+/// Looks after what the workload needs on this device while it does not run here. A device that lacks it does not take over; what
+/// runs is left alone, whatever became of its file.
+fn watch_workload(
+    config: &Config,
+    node: &Arc<Node>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    match &config.workload {
+        config::Workload::None | config::Workload::Gate { .. } => {}
+        config::Workload::Process { command, working_dir, env, on_standby, .. } => {
+            let programs = [command, on_standby].into_iter().filter_map(|c| c.first().cloned()).collect();
+            tasks.spawn(watch_programs(
+                node.clone(),
+                programs,
+                working_dir.clone(),
+                env.clone(),
+                stop.clone(),
+            ));
+        }
+        config::Workload::Hooks { on_owner, on_standby, working_dir, env } => {
+            let programs = [on_owner, on_standby].into_iter().filter_map(|c| c.first().cloned()).collect();
+            tasks.spawn(watch_programs(
+                node.clone(),
+                programs,
+                working_dir.clone(),
+                env.clone(),
+                stop.clone(),
+            ));
+        }
+        config::Workload::Container { api, socket, name, .. } => {
+            let runtime = Runtime::new(*api, socket.clone(), name).map_err(Failure::Trouble)?;
+            tasks.spawn(watch_container(node.clone(), runtime, stop.clone()));
+        }
+    }
+    Ok(())
+}
+
+async fn watch_programs(
     node: Arc<Node>,
-    program: String,
+    programs: Vec<String>,
     working_dir: Option<std::path::PathBuf>,
     env: BTreeMap<String, String>,
     stop: CancellationToken,
@@ -278,13 +311,53 @@ async fn watch_program(
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let (program, folder, env) = (program.clone(), working_dir.clone(), env.clone());
-        let found =
-            tokio::task::spawn_blocking(move || find_program(&program, folder.as_deref(), &env)).await;
+        let (programs, folder, env) = (programs.clone(), working_dir.clone(), env.clone());
+        let find =
+            move || programs.iter().try_for_each(|p| find_program(p, folder.as_deref(), &env).map(drop));
+        let found = tokio::task::spawn_blocking(find).await;
         let runs = node.observed.borrow().may_run();
         if let Ok(found) = found {
             node.ails("program", found.err().filter(|_| !runs));
         }
+    }
+}
+
+/// Whoever runs containers may start this one by itself: after a deployment IoT Edge does so on every device.
+async fn watch_container(node: Arc<Node>, runtime: Runtime, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let seen = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            seen = runtime.look() => seen,
+        };
+        if node.observed.borrow().may_run() {
+            node.ails("container", None);
+            continue;
+        }
+        let ailment = match seen {
+            Ok(None) => Some(format!("there is no {}", runtime.title())),
+            Ok(Some(seen)) => {
+                if seen.runs {
+                    tracing::warn!(
+                        "the {} runs although this device does not own; it is stopped",
+                        runtime.title()
+                    );
+                    if let Err(why) = runtime.kill().await {
+                        tracing::error!("it cannot be stopped: {why}");
+                    }
+                }
+                seen.unsuited.map(|why| format!("{}: {why}", runtime.title()))
+            }
+            Err(why) => Some(why),
+        };
+        node.ails("container", ailment);
     }
 }
 
@@ -361,19 +434,26 @@ async fn open_workload(
             let kind = if config.workload == config::Workload::None { "none" } else { "gate" };
             (workload::Settings { stop_grace, ..workload::Settings::default() }, kind)
         }
-        config::Workload::Process { command, working_dir, env, stop_timeout } => {
-            let (command, working_dir, env) = (command.clone(), working_dir.clone(), env.clone());
-            (
-                workload::Settings {
-                    kind: workload::Kind::Process,
-                    command,
-                    working_dir,
-                    env,
-                    stop_grace,
-                    stop_timeout: *stop_timeout,
-                },
-                "process",
-            )
+        config::Workload::Process { command, working_dir, env, stop_timeout, on_standby } => {
+            let settings = workload::Settings {
+                kind: workload::Kind::Process,
+                command: command.clone(),
+                undo: on_standby.clone(),
+                working_dir: working_dir.clone(),
+                env: env.clone(),
+                stop_grace,
+                stop_timeout: *stop_timeout,
+            };
+            (settings, "process")
+        }
+        config::Workload::Container { api, socket, name, stop_timeout } => {
+            let settings = workload::Settings::container(*api, socket, name, *stop_timeout);
+            (workload::Settings { stop_grace, ..settings }, api.noun())
+        }
+        config::Workload::Hooks { on_owner, on_standby, working_dir, env } => {
+            let (working_dir, env) = (working_dir.clone(), env.clone());
+            let settings = workload::Settings::hooks(on_owner, on_standby);
+            (workload::Settings { stop_grace, working_dir, env, ..settings }, "hooks")
         }
     };
     let others = config.site.members.iter().filter(|m| m.device != config.me);

@@ -18,6 +18,7 @@ use super::{
     link::Link,
     pulse::Pulse,
     secrets::Secrets,
+    undo::UNDO_TIME,
     wire::{Command, Event},
 };
 use crate::{
@@ -229,7 +230,10 @@ impl Driver {
             Phase::Granted(grant) | Phase::Ending { grant, heard: false, .. } => {
                 Some(grant.until + grace / 2)
             }
-            Phase::Ending { grant, patience, heard: true } => Some(grant.until.min(patience) + grace * 7 / 8),
+            Phase::Ending { grant, patience, heard: true } => {
+                let undoing = if self.settings.undo.is_empty() { Duration::ZERO } else { UNDO_TIME };
+                Some(grant.until.min(patience + undoing) + grace * 7 / 8)
+            }
         }
     }
 
@@ -403,6 +407,14 @@ impl Driver {
                 }
                 self.fail_start(|| Error::Late);
             }
+            Event::NotUndone { how } => {
+                let detail = format!("{}: {how}", self.settings.undo.join(" "));
+                let known = self.raised.get(&Condition::WorkloadCannotStop);
+                if known.is_none_or(|(known, _)| *known != detail) {
+                    tracing::error!("what ends the workload has failed, and is tried again: {detail}");
+                }
+                self.raise(Condition::WorkloadCannotStop, detail);
+            }
             Event::Stopped { epoch, at } => {
                 tracing::info!(%epoch, %at, "the workload is stopped");
                 self.fail_start(|| Error::Late);
@@ -442,6 +454,7 @@ impl Driver {
         self.pulse.rest();
         self.lower(Condition::WorkloadCannotStart);
         self.lower(Condition::WorkloadCrashing);
+        self.lower(Condition::WorkloadCannotStop);
         self.observed.send_replace(Observed::Stopped);
         for reply in self.waiting_stop.drain(..) {
             let _ = reply.send(Ok(()));

@@ -17,6 +17,7 @@
 //!   runs, and killing only direct children, round after round, reaches all of them without ever hitting a reused pid.
 //! - Where it can, it gives the workload a cgroup of its own (`cgroup.rs`), which only ever adds to that: nothing runs if no
 //!   child is left *and* the cgroup is empty. Signals come first, for a write to a cgroup may wait for other cgroups.
+//! - What the workload may leave behind that is no process is undone by a command (`undo.rs`) before its end is reported.
 //! - It holds a lock on a file in the data folder for as long as it lives. No second fencer says `READY` before.
 //! - It runs before others, and is killed after others (`footing.rs`).
 //!
@@ -56,6 +57,7 @@ use super::{
     orphans, receipt,
     shim::{Shim, Word},
     sidecar::Sidecar,
+    undo::Undo,
     wire::{Event, Text},
 };
 use crate::{
@@ -111,6 +113,7 @@ struct Fencer {
     waiting: Option<Shim>,
     /// A shim that waited has ended: the next one is not started before the next run.
     waits_in_vain: bool,
+    undo: Undo,
     emptying_since: Option<Moment>,
     attests: Option<Receipt>,
     lock: File,
@@ -167,6 +170,7 @@ impl Fencer {
         }
         let footing = Footing::take();
         let cgroup = cgroup.map_err(|why| sidecar.tell(&Event::Loose { why: Text::new(why) })).ok();
+        let undo = Undo::first(&orders, &mut sidecar)?;
         sidecar.tell(&Event::Ready);
         let fence = Fence::new(orders.kill_after, orders.stop_timeout);
         Ok(Fencer {
@@ -179,6 +183,7 @@ impl Fencer {
             main: None,
             waiting: None,
             waits_in_vain: false,
+            undo,
             emptying_since: None,
             attests: None,
             lock,
@@ -257,6 +262,7 @@ impl Fencer {
     /// Lets the shim that waits become the workload, or starts one that does so at once.
     fn spawn(&mut self, epoch: Epoch) -> Input {
         self.waits_in_vain = false;
+        self.undo.is_due();
         let mut ready = self.waiting.take();
         if let Some(ended) = ready.take_if(|shim| !shim.go(epoch)) {
             let _ = kill_process(ended.pid, Signal::KILL);
@@ -324,6 +330,9 @@ impl Fencer {
                 Ok(Some((pid, status))) => {
                     if self.waiting.take_if(|shim| shim.pid == pid).is_some() {
                         self.waits_in_vain = true;
+                    } else if self.undo.pid() == Some(pid) {
+                        let failed = (status.exit_status() != Some(0)).then(|| how(status));
+                        self.undo.has_ended(pid, failed, &mut self.sidecar);
                     } else if self.main.as_ref().is_some_and(|main| main.pid == pid) {
                         // What the shim wrote before it ended must be heard before its end.
                         self.hear_shims(inputs);
@@ -331,10 +340,16 @@ impl Fencer {
                         inputs.push(Input::MainEnded { how: Text::new(how(status)) });
                     }
                 }
-                Ok(None) => return,
+                Ok(None) => {
+                    if self.undo.pid().is_some() {
+                        self.undo.is_done(&self.orders, &mut self.sidecar);
+                    }
+                    return;
+                }
                 Err(Errno::INTR) => {}
                 Err(_) => {
-                    if self.fence.occupied() && !self.cgroup.as_ref().is_some_and(Cgroup::populated) {
+                    let empty = !self.cgroup.as_ref().is_some_and(Cgroup::populated);
+                    if self.fence.occupied() && empty && self.undo.is_done(&self.orders, &mut self.sidecar) {
                         inputs.push(Input::NothingLeft);
                     }
                     return;
@@ -350,7 +365,15 @@ impl Fencer {
             Some(main) => {
                 let _ = kill_process_group(main.pid, signal);
             }
-            None => signal_children(signal),
+            None => self.signal_children(signal),
+        }
+    }
+
+    /// A child that has not been reaped keeps its process id, so none of these can be anybody else.
+    fn signal_children(&self, signal: Signal) {
+        let undo = self.undo.pid();
+        for pid in orphans::children_of(getpid()).into_iter().filter(|pid| Some(*pid) != undo) {
+            let _ = kill_process(pid, signal);
         }
     }
 
@@ -362,7 +385,7 @@ impl Fencer {
             cgroup.kill();
         }
         if self.main.is_some() {
-            signal_children(Signal::KILL);
+            self.signal_children(Signal::KILL);
         }
     }
 
@@ -415,13 +438,6 @@ fn take_place(orders: &Orders) -> Result<(OwnedFd, File), Text> {
     Ok((timer, lock))
 }
 
-/// A child that has not been reaped keeps its process id, so none of these can be anybody else.
-fn signal_children(signal: Signal) {
-    for pid in orphans::children_of(getpid()) {
-        let _ = kill_process(pid, signal);
-    }
-}
-
 /// The kernel's timers count suspend, as our clock does, but may be slewed by a tenth, as our clock is not: so they go off
 /// early, and are armed again for the rest.
 fn early(left: Duration) -> Duration {
@@ -439,7 +455,7 @@ pub(super) fn timespec(d: Duration) -> Timespec {
     Timespec { tv_sec: i64::try_from(d.as_secs()).unwrap_or(i64::MAX), tv_nsec: d.subsec_nanos().into() }
 }
 
-fn how(status: WaitStatus) -> String {
+pub(super) fn how(status: WaitStatus) -> String {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("killed by signal {signal}"),

@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use super::{fencer, fencer_exec, ticker};
+use super::{fencer, fencer_exec, runner, ticker};
 
 /// Carries out a hidden command if the process was started with one; `None` otherwise. First thing in `main`.
 pub fn internal_command() -> Option<ExitCode> {
@@ -13,6 +13,9 @@ pub fn internal_command() -> Option<ExitCode> {
         "fencer" => Some(fencer::main(args)),
         "fencer-exec" => Some(fencer_exec::main(args)),
         "fencer-shim" | "fencer-wait" => Some(fencer_exec::shim(args)),
+        "workload-runner" => Some(runner::run(args)),
+        "workload-undo" => Some(runner::undo(args)),
+        "workload-hold" => Some(runner::hold(args)),
         "tick-workload" => Some(ticker::main(args)),
         _ => None,
     }

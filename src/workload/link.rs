@@ -56,7 +56,7 @@ impl Link {
             lock: data.join(LOCK_FILE),
             // Two containers may see different folders under one path, but never share a folder's number.
             mark: format!("{:x}-{:x}", folder.dev(), folder.ino()),
-            kill_after: context.timing.kill_after(),
+            kill_after: settings.kill_after(&context.timing),
             stop_timeout: settings.stop_timeout,
             outlives: context.timing.hold() + context.timing.stop_grace(),
             parent: rustix::process::getpid().as_raw_nonzero().get(),
@@ -65,6 +65,7 @@ impl Link {
             site: context.site_digest,
             members: context.members.clone(),
             dir: settings.working_dir.clone(),
+            undo: settings.undo.iter().map(Into::into).collect(),
             command: settings.command.iter().map(Into::into).collect(),
         };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;

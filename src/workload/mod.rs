@@ -22,12 +22,15 @@ pub mod process;
 mod program;
 mod pulse;
 mod receipt;
+mod runner;
+pub mod runtime;
 mod secrets;
 mod settings;
 mod shim;
 mod sidecar;
 mod ticker;
 pub mod ticks;
+mod undo;
 mod wire;
 
 use std::{future::Future, pin::Pin, sync::Arc};

@@ -30,6 +30,8 @@ pub(super) struct Orders {
     pub(super) members: Vec<String>,
     /// Where the workload runs; the sidecar's own folder if absent.
     pub(super) dir: Option<PathBuf>,
+    /// What undoes whatever the workload leaves behind that is no process, and its arguments. Empty: there is nothing of the kind.
+    pub(super) undo: Vec<OsString>,
     /// The program and its arguments. Empty where nothing is ever started, only remains are ended.
     pub(super) command: Vec<OsString>,
 }
@@ -51,7 +53,8 @@ impl Orders {
             self.members.join(" ").into(),
             self.dir.clone().unwrap_or_default().into(),
         ];
-        args.extend(self.command.iter().cloned());
+        args.push(self.undo.len().to_string().into());
+        args.extend(self.undo.iter().chain(&self.command).cloned());
         args
     }
 
@@ -72,6 +75,10 @@ impl Orders {
             site: number(args.next())?,
             members: args.next()?.to_str()?.split_ascii_whitespace().map(Into::into).collect(),
             dir: Some(PathBuf::from(args.next()?)).filter(|dir| !dir.as_os_str().is_empty()),
+            undo: {
+                let count = number::<u8>(args.next())?;
+                (0..count).map(|_| args.next()).collect::<Option<_>>()?
+            },
             command: args.collect(),
         })
     }
@@ -96,6 +103,7 @@ mod tests {
                 site: u64::MAX,
                 members: vec!["10.0.0.2:7600".into(), "[fe80::1]:7600".into()],
                 dir,
+                undo: if after_session.is_some() { vec!["undo".into(), "".into()] } else { Vec::new() },
                 command: vec!["app".into(), "--flag".into(), "".into()],
             };
             assert_eq!(Orders::from_args(orders.to_args().into_iter().skip(1)), Some(orders));

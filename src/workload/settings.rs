@@ -3,11 +3,17 @@
 //! Reading refuses what is misspelt; [`Settings::faults`] names everything that is contradictory, all at once.
 //! Whether the program exists is not looked at here: that is found out, and said, when it is started.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::timing::Fault;
+use super::{fencer::SELF, runtime::Api};
+use crate::timing::{Fault, Timing};
 
 /// How long a planned stop may wait for a workload.
 pub const STOP_TIMEOUT: std::ops::RangeInclusive<Duration> =
@@ -32,6 +38,10 @@ pub struct Settings {
     /// The program and its arguments, as an array: `["/usr/bin/app", "--flag"]`. No shell is involved.
     #[serde(deserialize_with = "command")]
     pub command: Vec<String>,
+    /// What undoes whatever the workload leaves behind that is no process (an address, a container), and its arguments. It is run after
+    /// each end of the workload and before its first start, until it exits with 0. It must do no harm where there is nothing to undo.
+    #[serde(deserialize_with = "command")]
+    pub undo: Vec<String>,
     /// The folder to run in. Default: the sidecar's own.
     pub working_dir: Option<PathBuf>,
     /// Environment variables for the workload, besides those the sidecar itself has. Names starting with `QUORATE_`
@@ -52,6 +62,7 @@ impl Default for Settings {
         Settings {
             kind: Kind::None,
             command: Vec::new(),
+            undo: Vec::new(),
             working_dir: None,
             env: BTreeMap::new(),
             stop_grace: crate::timing::Settings::default().stop_grace,
@@ -61,6 +72,38 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// A container in place of a process: what runs it, what ends it, and until when.
+    pub fn container(api: Api, socket: &Path, name: &str, stop_timeout: Duration) -> Settings {
+        let words = |what: &str| {
+            let socket = socket.to_string_lossy().into_owned();
+            let patience = stop_timeout.as_millis().to_string();
+            vec![SELF.into(), what.into(), api.noun().into(), socket, name.into(), patience]
+        };
+        Settings {
+            kind: Kind::Process,
+            command: words("workload-runner"),
+            undo: words("workload-undo"),
+            stop_timeout,
+            ..Settings::default()
+        }
+    }
+
+    /// Hooks in place of a process: one when this device becomes the owner, one when it is the owner no more.
+    pub fn hooks(on_owner: &[String], on_standby: &[String]) -> Settings {
+        let hold = [SELF.to_owned(), "workload-hold".to_owned()];
+        Settings {
+            kind: Kind::Process,
+            command: hold.into_iter().chain(on_owner.iter().cloned()).collect(),
+            undo: on_standby.to_vec(),
+            ..Settings::default()
+        }
+    }
+
+    /// From the deadline to KILL. What has to be undone afterwards needs its part of the grace.
+    pub(super) fn kill_after(&self, timing: &Timing) -> Duration {
+        if self.undo.is_empty() { timing.kill_after() } else { timing.stop_grace() / 2 }
+    }
+
     /// Everything that is contradictory; empty if nothing is. The range of `stop_grace` is `timing`'s business.
     pub fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();

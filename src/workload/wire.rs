@@ -131,6 +131,11 @@ pub(super) enum Event {
         /// When that was seen.
         at: Moment,
     },
+    /// What undoes the rest of the workload has failed, and is tried again. Until it succeeds the end is not reported.
+    NotUndone {
+        /// How it ended.
+        how: Text,
+    },
     /// A start that was not carried out because its deadline had passed.
     Late {
         /// The epoch of that start.
@@ -186,6 +191,7 @@ impl fmt::Display for Event {
             Event::CannotStart { epoch, failures, reason } => write!(f, "CANNOT {epoch} {failures} {reason}"),
             Event::Stopping { epoch } => write!(f, "STOPPING {epoch}"),
             Event::Stopped { epoch, at } => write!(f, "STOPPED {epoch} {}", at.as_nanos()),
+            Event::NotUndone { how } => write!(f, "NOTUNDONE {how}"),
             Event::Late { epoch } => write!(f, "LATE {epoch}"),
             Event::Busy { epoch } => write!(f, "BUSY {epoch}"),
             Event::Failed { reason } => write!(f, "FAILED {reason}"),
@@ -280,6 +286,7 @@ impl Event {
             "CANNOT" => Event::CannotStart { epoch: w.epoch()?, failures: w.number()?, reason: w.text()? },
             "STOPPING" => Event::Stopping { epoch: w.epoch()? },
             "STOPPED" => Event::Stopped { epoch: w.epoch()?, at: w.moment()? },
+            "NOTUNDONE" => Event::NotUndone { how: w.text()? },
             "LATE" => Event::Late { epoch: w.epoch()? },
             "BUSY" => Event::Busy { epoch: w.epoch()? },
             "FAILED" => Event::Failed { reason: w.text()? },

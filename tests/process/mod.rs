@@ -1,6 +1,7 @@
 //! Real processes: real binaries, signals and the boot clock. What counts is what the workload itself recorded.
 
 mod cgroup;
+mod container;
 mod demo;
 mod disk;
 #[cfg(feature = "emulator")]

@@ -426,6 +426,14 @@ impl Site {
     }
 
     /// The command line, asking device `n`.
+    /// The same, and waits for nothing.
+    pub(super) fn asking(&self, n: usize, arguments: &[&str]) -> Child {
+        let endpoint = format!("http://{}", self.devices[n].control);
+        let mut command = quorate();
+        command.args(arguments).args(["--endpoint", &endpoint]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("starts")
+    }
+
     pub(super) fn ask(&self, n: usize, arguments: &[&str]) -> Output {
         let endpoint = format!("http://{}", self.devices[n].control);
         quorate().args(arguments).args(["--endpoint", &endpoint]).output().expect("starts")

@@ -88,7 +88,7 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
     let measured = Measured { writes, stalls, round_trips, needed: config.site.members.len() / 2 };
     let configured = verdict::against(&measured, &config.site.timing);
     let presets = verdict::presets(&measured);
-    let workload = workload::tries(&config);
+    let workload = workload::tries(&config).await;
     let reasons = reasons(&configured, &[("hub", &hub), ("workload", &workload)]);
     if args.json {
         say(&json(&reasons, &measured, &members, &presets, &configured, (&workload, &hub)).to_string())?;

@@ -4,22 +4,34 @@ use super::hub::Tried;
 use crate::{
     config::{Config, Workload},
     control::lease_file::LeaseFile,
-    workload::find_program,
+    workload::{find_program, runtime::Runtime},
 };
 
 /// Each part of the door, and what is wrong with it.
-pub(super) fn tries(config: &Config) -> Vec<Tried> {
+pub(super) async fn tries(config: &Config) -> Vec<Tried> {
     let tried = |what: String, outcome: Result<(), String>| Tried { what, took_ms: 0, error: outcome.err() };
     match &config.workload {
         Workload::None => Vec::new(),
-        Workload::Process { command, working_dir, env, .. } => {
-            let program = command.first().map(String::as_str).unwrap_or_default();
-            let found = find_program(program, working_dir.as_deref(), env);
-            let what = match &found {
-                Ok(path) => format!("the program {}", path.display()),
-                Err(_) => format!("the program {program}"),
+        Workload::Process { command, on_standby, working_dir, env, .. }
+        | Workload::Hooks { on_owner: command, on_standby, working_dir, env } => {
+            let programs = [command, on_standby].into_iter().filter_map(|words| words.first());
+            let find = |program: &String| {
+                let found = find_program(program, working_dir.as_deref(), env);
+                let path = found.as_ref().map_or_else(|_| program.clone(), |path| path.display().to_string());
+                tried(format!("the program {path}"), found.map(|_| ()))
             };
-            vec![tried(what, found.map(|_| ()))]
+            programs.map(find).collect()
+        }
+        Workload::Container { api, socket, name, .. } => {
+            let runtime = Runtime::new(*api, socket.clone(), name);
+            let what = format!("the {} {name} through {}", api.noun(), socket.display());
+            let outcome = async {
+                match runtime?.look().await? {
+                    None => Err(format!("there is no {} of this name on this device", api.noun())),
+                    Some(seen) => seen.unsuited.map_or(Ok(()), Err),
+                }
+            };
+            vec![tried(what, outcome.await)]
         }
         Workload::Gate { socket, lease_file } => {
             let mut all = Vec::new();

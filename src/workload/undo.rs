@@ -1,0 +1,146 @@
+//! What is undone once no process of the workload is left: a container that was started, an address that was taken.
+//!
+//! A workload can leave behind what no KILL reaches. The fencer runs the command that undoes it after each run and before it says
+//! `READY` for the first time, again and again until it succeeds, and only then has the workload ended. So the stop receipt covers it,
+//! and a device that cannot undo it votes for no other. The command must do no harm where there is nothing to undo.
+//!
+//! It deliberately has no say in when: the deadline and the pause before the next start are the fence's alone.
+
+use std::{
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitOptions, getpid, kill_process_group, wait},
+};
+
+use super::{
+    fencer::{MARK, SELF, how},
+    orders::Orders,
+    sidecar::Sidecar,
+    wire::{Event, Text},
+};
+use crate::clock::{BootClock, Clock, Moment};
+
+/// It is ended when it takes longer, and run again.
+pub(super) const UNDO_TIME: Duration = Duration::from_secs(10);
+/// Between the first failure and the next try; doubles each time.
+const AGAIN: Duration = Duration::from_millis(200);
+/// The longest pause.
+const AGAIN_MAX: Duration = Duration::from_secs(5);
+/// How often its end is looked for while nothing else is going on.
+const LOOK: Duration = Duration::from_millis(5);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Done,
+    Due(Moment),
+    Runs { pid: Pid, give_up: Moment },
+}
+
+/// Whether something is left to be undone, and the process that does it.
+#[derive(Debug)]
+pub(super) struct Undo {
+    state: State,
+    /// Failures in a row.
+    failures: u32,
+}
+
+impl Undo {
+    /// Undoes what an earlier life may have left, before anything else. Waits as long as that takes.
+    ///
+    /// # Errors
+    /// The sidecar is gone.
+    pub(super) fn first(orders: &Orders, sidecar: &mut Sidecar) -> Result<Undo, ()> {
+        let mut undo = Undo { state: State::Due(BootClock.now()), failures: 0 };
+        while !undo.is_done(orders, sidecar) {
+            loop {
+                match wait(WaitOptions::NOHANG) {
+                    Ok(Some((pid, status))) => {
+                        let failed = if status.exit_status() == Some(0) { None } else { Some(how(status)) };
+                        undo.has_ended(pid, failed, sidecar);
+                    }
+                    Err(Errno::INTR) => {}
+                    Ok(None) | Err(_) => break,
+                }
+            }
+            sidecar.idle(LOOK)?;
+        }
+        Ok(undo)
+    }
+
+    /// Something of the workload may run from here on.
+    pub(super) fn is_due(&mut self) {
+        (self.state, self.failures) = (State::Due(Moment::default()), 0);
+    }
+
+    /// Whether all is undone. Otherwise sees to it; call it while no process of the workload is left, until it is. Never waits.
+    pub(super) fn is_done(&mut self, orders: &Orders, sidecar: &mut Sidecar) -> bool {
+        if orders.undo.is_empty() {
+            return true;
+        }
+        let now = BootClock.now();
+        match self.state {
+            State::Done => return true,
+            State::Due(at) if now >= at => match start(orders) {
+                Ok(pid) => self.state = State::Runs { pid, give_up: now + UNDO_TIME },
+                Err(why) => self.failed(why, sidecar),
+            },
+            State::Due(_) => {}
+            // Its end comes as that of a child.
+            State::Runs { pid, give_up } if now >= give_up => {
+                let _ = kill_process_group(pid, Signal::KILL);
+            }
+            State::Runs { .. } => {}
+        }
+        false
+    }
+
+    /// A child has ended, this way if it failed. Whether it was this one.
+    pub(super) fn has_ended(&mut self, child: Pid, failed: Option<String>, sidecar: &mut Sidecar) -> bool {
+        let State::Runs { pid, .. } = self.state else { return false };
+        if pid != child {
+            return false;
+        }
+        match failed {
+            None => self.state = State::Done,
+            Some(how) => self.failed(how, sidecar),
+        }
+        true
+    }
+
+    /// The process that undoes, which is not to be killed with the workload.
+    pub(super) fn pid(&self) -> Option<Pid> {
+        match self.state {
+            State::Runs { pid, .. } => Some(pid),
+            State::Done | State::Due(_) => None,
+        }
+    }
+
+    fn failed(&mut self, how: String, sidecar: &mut Sidecar) {
+        sidecar.tell(&Event::NotUndone { how: Text::new(how) });
+        let pause = (AGAIN * (1 << self.failures.min(8))).min(AGAIN_MAX);
+        self.failures = self.failures.saturating_add(1);
+        self.state = State::Due(BootClock.now() + pause);
+    }
+}
+
+/// Starts it, tied to this fencer, in a group of its own.
+#[expect(clippy::disallowed_methods, reason = "the fencer is where the workload is ended")]
+fn start(orders: &Orders) -> Result<Pid, String> {
+    let child = Command::new(SELF)
+        .arg("fencer-exec")
+        .arg(getpid().to_string())
+        .arg(orders.dir.clone().unwrap_or_default())
+        .args(&orders.undo)
+        .env(MARK, &orders.mark)
+        .stdin(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .map_err(|e| e.to_string())?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| "its process id is out of range".to_owned())
+}
