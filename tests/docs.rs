@@ -315,6 +315,7 @@ fn every_command_line_that_is_shown_exists() {
         "deploy/cloud.md",
         "deploy/gate.md",
         "deploy/routing.md",
+        "deploy/workloads.md",
         "src/README.md",
     ] {
         for words in command_lines(&text(document)) {
@@ -400,6 +401,7 @@ fn links_inside_the_repository_lead_somewhere() {
         "deploy/comparison.md",
         "deploy/gate.md",
         "deploy/routing.md",
+        "deploy/workloads.md",
     ] {
         let content = text(document);
         let folder = root().join(document).parent().expect("a folder").to_owned();

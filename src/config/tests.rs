@@ -119,7 +119,11 @@ fn the_environment_wins_and_may_say_everything() {
     let env = BTreeMap::from([("Tz__Name".to_owned(), "UTC".to_owned())]);
     let command = vec!["/app/run".to_owned(), "--fast".to_owned()];
     let stop_timeout = Duration::from_secs(30);
-    assert_eq!(config.workload, Workload::Process { command, working_dir: None, env, stop_timeout });
+    let on_standby = Vec::new();
+    assert_eq!(
+        config.workload,
+        Workload::Process { command, working_dir: None, env, stop_timeout, on_standby }
+    );
     let hub = &config.hub;
     assert_eq!((hub.mirror, hub.flag.to_string().as_str()), (MirrorKind::DeviceTwin, "plant.owner"));
     assert_eq!(hub.connection_string.as_ref().map(|s| s.reveal()), Some(SECRET));
