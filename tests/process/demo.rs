@@ -149,9 +149,22 @@ fn lives(folder: &Path) -> Vec<(u64, u64, u64, String)> {
     lives
 }
 
+/// The story without the handovers that came to nothing: on a busy machine the device may take over too late, and the demo asks again.
+fn settled(events: &[Value]) -> Vec<Value> {
+    let mut events = events.to_vec();
+    let tried = |events: &[Value]| events.iter().position(|e| name(e) == "transfer");
+    while events.iter().filter(|e| name(e) == "transfer").count() > 1
+        && let Some(first) = tried(&events)
+    {
+        events.drain(first..first + 2);
+    }
+    events
+}
+
 #[track_caller]
 fn check_story(events: &[Value], devices: usize) {
-    assert_eq!(story(events), STORY);
+    let events = settled(events);
+    assert_eq!(story(&events), STORY);
     assert_eq!(events.iter().filter(|e| name(e) == "sidecar").count(), devices);
     let mut before = 0;
     for event in events.iter().filter(|e| name(e) != "verdict") {

@@ -49,6 +49,8 @@ pub(super) struct Args {
 const CALM: Duration = Duration::from_millis(1500);
 /// How long anything in the story may take before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// So often the handover is tried.
+const HANDOVERS: u32 = 3;
 
 pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Stop> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| failed(&e.to_string()))?;
@@ -170,17 +172,22 @@ async fn story(site: &mut DemoSite, teller: &mut Teller, mut dice: Dice) -> Resu
     teller.chapter("A planned handover");
     let standbys: Vec<usize> = (0..site.devices.len()).filter(|n| *n != owner).collect();
     let target = standbys[usize::try_from(dice.throw() % standbys.len() as u64).unwrap_or(0)];
-    site.fit_for_handover(owner, target, PATIENCE).await?;
-    teller.line(
-        "transfer",
-        json!({"to": site.devices[target].id}),
-        &format!("quorate transfer --to {}", site.devices[target].id),
-    );
-    site.transfer(owner, target).await?;
-    let (next, epoch) = site.next_owner(epoch, PATIENCE).await?;
-    let handover_gap = gap(site, epoch)?;
-    owner = next;
-    took_over(site, teller, owner, epoch, handover_gap);
+    let (mut epoch, mut handover_gap) = (epoch, Duration::ZERO);
+    for _ in 0..HANDOVERS {
+        site.fit_for_handover(owner, target, PATIENCE).await?;
+        teller.line(
+            "transfer",
+            json!({"to": site.devices[target].id}),
+            &format!("quorate transfer --to {}", site.devices[target].id),
+        );
+        let taken = site.transfer(owner, target).await?;
+        (owner, epoch) = site.next_owner(epoch, PATIENCE).await?;
+        handover_gap = gap(site, epoch)?;
+        took_over(site, teller, owner, epoch, handover_gap);
+        if taken {
+            break;
+        }
+    }
     converged &= twins_follow(site, teller, owner, epoch).await?;
     let moved = owner == target;
     if !moved {

@@ -300,7 +300,8 @@ impl DemoSite {
         self.wait(patience, &format!("{id} to be fit"), look).await
     }
 
-    pub(super) async fn transfer(&self, via: usize, to: usize) -> Result<(), String> {
+    /// Whether the target has taken over. On a machine that is busy otherwise it may come too late, and another device owns then.
+    pub(super) async fn transfer(&self, via: usize, to: usize) -> Result<bool, String> {
         let wish = TransferRequest {
             to: self.devices[to].id.to_string(),
             reason: "the demo's last chapter".into(),
@@ -308,9 +309,13 @@ impl DemoSite {
         };
         let call = async {
             let mut client = ControlClient::connect(self.control(via)).await.map_err(|e| e.to_string())?;
-            client.transfer(wish).await.map_err(|e| e.message().to_owned())
+            match client.transfer(wish).await {
+                Ok(_) => Ok(true),
+                Err(e) if e.code() == tonic::Code::Unavailable => Ok(false),
+                Err(e) => Err(e.message().to_owned()),
+            }
         };
-        tokio::time::timeout(CALL, call).await.map_err(|_| "the handover took too long")?.map(|_| ())
+        tokio::time::timeout(CALL, call).await.map_err(|_| "the handover took too long")?
     }
 
     /// Reads all twins until they show `owner` under `epoch`, or patience ends; what they show then.
