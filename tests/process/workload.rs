@@ -54,7 +54,7 @@ fn who_does_not_have_the_program_does_not_take_over() {
     assert_eq!(owner, 1);
     assert!(site.condition(0, "workload.unhealthy").contains("./app"));
     let refused = site.ask(1, &["transfer", "--to", "edge-1"]);
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("./app"), "it says why: {refused:?}");
     // What runs is left alone, as when a program is being replaced.
     fs::remove_file(home(&site, 1)).expect("removes");
