@@ -14,6 +14,7 @@ mod fleet;
 mod leader;
 mod log;
 mod order;
+mod plan;
 mod run;
 mod status;
 mod transfer;
@@ -65,6 +66,7 @@ enum Command {
     Status(status::Args),
     Leader(leader::Args),
     Why(why::Args),
+    Plan(plan::Args),
     Transfer(transfer::Args),
     Pause(order::Pause),
     Resume(order::Resume),
@@ -103,6 +105,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             Command::Status(args) => status::run(args, environment).await,
             Command::Leader(args) => leader::run(args, environment).await,
             Command::Why(args) => why::run(args, environment).await,
+            Command::Plan(args) => plan::run(args, environment).await,
             Command::Transfer(args) => transfer::run(args, environment).await,
             Command::Pause(args) => order::run(order::Order::Pause(args), environment).await,
             Command::Resume(args) => order::run(order::Order::Resume(args), environment).await,

@@ -6,14 +6,13 @@ use std::{fmt::Write as _, time::Duration};
 
 use super::{
     DONE, Stop,
-    client::{ANSWER_TIME, Target, Trouble},
+    client::{ANSWER_TIME, Target, Trouble, read_report},
     colour, say,
     when::{date_seconds, span},
     wrap,
 };
 use crate::{
     config::Environment,
-    control::proto::GetStatusRequest,
     status::report::{Ordered, Report},
 };
 
@@ -65,21 +64,14 @@ fn say_raw(code: &str) -> Result<(), u8> {
 }
 
 async fn ask(args: &Args, environment: &Environment) -> Result<String, Trouble> {
-    let mut client = args.target.connect(environment, ANSWER_TIME).await?;
-    let answer = client.stub.get_status(GetStatusRequest {}).await;
-    Ok(answer.map_err(|status| client.trouble(&status))?.into_inner().json)
+    args.target.connect(environment, ANSWER_TIME).await?.status().await
 }
 
 fn show(json: &str, args: &Args, paint: Paint) -> Result<(), Stop> {
     if args.json {
         return Ok(say(json)?);
     }
-    let report: Report = serde_json::from_str(json).map_err(|e| Trouble {
-        message: format!("the sidecar's status cannot be read: {e}"),
-        hint: "use the command of the sidecar's version, or --json".into(),
-        code: super::REFUSED,
-    })?;
-    Ok(say(&text(&report, paint))?)
+    Ok(say(&text(&read_report(json)?, paint))?)
 }
 
 /// Colours for terminals; plain text elsewhere.

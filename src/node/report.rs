@@ -17,13 +17,17 @@ use crate::{
     condition::{Condition, Raised},
     epoch::Epoch,
     hub::MirrorKind,
+    id::DeviceId,
     ownership::{
         command::Refusal,
         decide::Reason,
         record::{Note, Record},
         view::Standing,
     },
-    raft::peer::VERSION,
+    raft::{
+        members::Members,
+        peer::{Roster, VERSION},
+    },
     reconcile::gate,
     status::{door::Answer, report},
     workload::Observed,
@@ -73,10 +77,7 @@ impl NodeDoor {
     fn voteless(&self) -> String {
         let roster = self.node.group.roster();
         let in_force = roster.members();
-        let voteless = |device: &&crate::id::DeviceId| {
-            let node = roster.node_of(device);
-            !in_force.is_voter(node) || !roster.has_vote(node)
-        };
+        let voteless = |device: &&DeviceId| !has_vote(roster, &in_force, device);
         let devices = roster.site.members.iter().map(|m| &m.device).filter(voteless);
         devices.map(|d| d.as_str()).collect::<Vec<_>>().join(", ")
     }
@@ -134,6 +135,7 @@ impl NodeDoor {
                 .as_ref()
                 .map(|d| report::Decision { reason: d.reason.to_string(), unix_ms: d.unix_ms }),
             timing: node.group.timing().to_string(),
+            takeover_ms_max: millis(node.group.timing().takeover_bound()),
             vitals: self.vitals(now),
             history: history(&record),
             knocks: self.knocks(),
@@ -151,6 +153,7 @@ impl NodeDoor {
             SILENT
         };
         let record = self.node.group.record().borrow().record.clone();
+        let in_force = roster.members();
         let member = |m: &crate::site::Member| {
             let me = m.device == roster.me;
             let contact = roster.contact(&m.device).unwrap_or_default();
@@ -171,6 +174,7 @@ impl NodeDoor {
                 address: m.address.clone(),
                 role: m.role.to_string(),
                 reachable,
+                votes: reachable && has_vote(roster, &in_force, &m.device),
                 last_heard_ms: silence.map(millis),
                 build: if me { VERSION.into() } else { contact.version },
                 fit: unfit.is_empty(),
@@ -382,6 +386,12 @@ impl NodeDoor {
         }
         raised
     }
+}
+
+/// Whether the device's store is the one that votes, and may.
+fn has_vote(roster: &Roster, in_force: &Members, device: &DeviceId) -> bool {
+    let node = roster.node_of(device);
+    in_force.is_voter(node) && roster.has_vote(node)
 }
 
 fn orders(record: &Record) -> report::Orders {

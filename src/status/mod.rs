@@ -6,6 +6,7 @@
 pub mod door;
 pub mod metrics;
 mod ownership;
+pub mod plan;
 pub mod report;
 pub mod server;
 pub(crate) mod watch;

@@ -50,6 +50,9 @@ pub struct Report {
     pub last_decision: Option<Decision>,
     /// The durations in force, in one sentence.
     pub timing: String,
+    /// Within how long a lost owner is replaced by the timing in force, in milliseconds, where network and disks answer within a
+    /// heartbeat.
+    pub takeover_ms_max: u64,
     /// How well this device and its network keep up.
     pub vitals: Vitals,
     /// The last ownerships, newest first.
@@ -143,6 +146,8 @@ pub struct Member {
     pub role: String,
     /// Whether it answers now; true for this device itself.
     pub reachable: bool,
+    /// Whether its vote counts now: it answers, and its store is the one that votes.
+    pub votes: bool,
     /// Milliseconds since it was last heard; absent if never.
     pub last_heard_ms: Option<u64>,
     /// Its sidecar's version; empty if never heard.
