@@ -161,10 +161,11 @@ fn head(out: &mut String, r: &Report, paint: Paint) {
 
 /// What is in force by order, if anything is. Who is drained, by whom and why, stands beside the device.
 fn orders(out: &mut String, r: &Report) {
-    if let Some(Ordered { actor, reason, since_unix_ms }) = &r.orders.paused {
+    if let Some(Ordered { actor, reason, since_unix_ms, until_unix_ms }) = &r.orders.paused {
         let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         let since = date_seconds(*since_unix_ms);
-        row(out, "paused", &format!("since {since} UTC by {actor}{why}; nobody takes over"));
+        let until = until_unix_ms.map_or_else(String::new, |ms| format!(" until {} UTC", date_seconds(ms)));
+        row(out, "paused", &format!("since {since} UTC{until} by {actor}{why}; nobody takes over"));
     }
     if !r.orders.drained.is_empty() {
         row(out, "drained", &r.orders.drained.keys().map(String::as_str).collect::<Vec<_>>().join(", "));

@@ -18,7 +18,7 @@ use super::proto::{
 use crate::{
     clock::{Moment, boottime_within, millis},
     id::DeviceId,
-    reconcile::commands::{Fulfilled, Order, REASON_MAX, Refusal, Wish},
+    reconcile::commands::{Fulfilled, Order, PAUSE_MS, REASON_MAX, Refusal, Wish},
     status::{
         door::{Answer, Handle, Permit},
         report::Report,
@@ -169,12 +169,20 @@ impl Control for Service {
     }
 
     async fn pause(&self, request: Request<OrderRequest>) -> Result<Response<OrderReply>, Status> {
-        let OrderRequest { reason, actor } = request.into_inner();
-        self.order(Order::Pause, reason, actor).await.map(reply)
+        let OrderRequest { reason, actor, for_ms } = request.into_inner();
+        if for_ms != 0 && !PAUSE_MS.contains(&for_ms) {
+            let (least, most) = (PAUSE_MS.start(), PAUSE_MS.end());
+            return Err(Status::invalid_argument(format!("for_ms is neither 0 nor {least} to {most}")));
+        }
+        let lasts = (for_ms != 0).then(|| Duration::from_millis(for_ms));
+        self.order(Order::Pause(lasts), reason, actor).await.map(reply)
     }
 
     async fn resume(&self, request: Request<OrderRequest>) -> Result<Response<OrderReply>, Status> {
-        let OrderRequest { reason, actor } = request.into_inner();
+        let OrderRequest { reason, actor, for_ms } = request.into_inner();
+        if for_ms != 0 {
+            return Err(Status::invalid_argument("for_ms is for Pause alone"));
+        }
         self.order(Order::Resume, reason, actor).await.map(reply)
     }
 

@@ -40,6 +40,7 @@ use crate::{
         meter::Meter,
         ownership::{Decided, OwnershipLoop},
         pace::{Ailments, PaceLoop},
+        pauses::PauseLoop,
     },
     site::Site,
     workload,
@@ -204,6 +205,8 @@ impl Node {
         node.spawn(pace.run(node.loops.clone()));
         let members = MembersLoop { group: group.clone(), clock: clock.clone(), starts_over };
         node.spawn(members.run(node.loops.clone()));
+        let pauses = PauseLoop { group: group.clone(), clock: clock.clone() };
+        node.spawn(pauses.run(node.loops.clone()));
         node.spawn(ContactLoop { group, clock }.run(node.loops.clone()));
         node.mind_the_disk();
         Ok(node)

@@ -16,7 +16,7 @@ use crate::{
     clock::{Moment, millis},
     condition::{Condition, Raised},
     epoch::Epoch,
-    hub::MirrorKind,
+    hub::{MirrorKind, wall},
     id::DeviceId,
     ownership::{
         command::Refusal,
@@ -337,7 +337,7 @@ impl NodeDoor {
             raised.push(Raised::new(Condition::NoOwner, why));
         }
         if let Some(paused) = &node.group.record().borrow().record.paused {
-            raised.push(Raised::new(Condition::SitePaused, paused.to_string()));
+            raised.push(Raised::new(Condition::SitePaused, pause_in_words(paused)));
         }
         if let Some(Reason::LeaseLapsed { epoch }) = node.decided.borrow().as_ref().map(|d| d.reason.clone())
         {
@@ -394,11 +394,18 @@ fn has_vote(roster: &Roster, in_force: &Members, device: &DeviceId) -> bool {
     in_force.is_voter(node) && roster.has_vote(node)
 }
 
+/// Who paused the site, why, and until when if it ends by itself.
+pub(super) fn pause_in_words(paused: &Note) -> String {
+    let ends = paused.until_unix_ms.map(|until| format!(" (until {})", wall::rfc3339(until)));
+    format!("{paused}{}", ends.unwrap_or_default())
+}
+
 fn orders(record: &Record) -> report::Orders {
     let ordered = |note: &Note| report::Ordered {
         actor: note.actor.clone(),
         reason: note.reason.clone(),
         since_unix_ms: note.at_unix_ms,
+        until_unix_ms: note.until_unix_ms,
     };
     report::Orders {
         paused: record.paused.as_ref().map(ordered),

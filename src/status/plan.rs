@@ -7,6 +7,7 @@
 use serde::Serialize;
 
 use super::report::{Member, Ordered, Report};
+use crate::hub::wall;
 
 /// What would become of the site, device by device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -129,7 +130,9 @@ fn notes(report: &Report, votes: &Votes) -> Vec<String> {
         return notes;
     }
     if let Some(paused) = &report.orders.paused {
-        notes.push(format!("the site is paused {}: nobody takes over of its own accord", by(paused)));
+        let until = paused.until_unix_ms.map(|ms| format!(" until {}", wall::rfc3339(ms)));
+        let until = until.unwrap_or_default();
+        notes.push(format!("the site is paused{until} {}: nobody takes over of its own accord", by(paused)));
     }
     for (device, ordered) in &report.orders.drained {
         notes.push(format!("{device} is drained {}: it does not take over", by(ordered)));
@@ -212,10 +215,9 @@ fn loss(report: &Report, votes: &Votes, member: &Member) -> Loss {
 /// # Errors
 /// Why nobody does.
 fn successors(report: &Report, lost: &str) -> Result<Vec<String>, String> {
-    if report.orders.paused.is_some() {
-        return Err(
-            "the site is paused; the workload waits for that device, or for `quorate resume`".into()
-        );
+    if let Some(paused) = &report.orders.paused {
+        let end = if paused.until_unix_ms.is_some() { "the end of the pause" } else { "`quorate resume`" };
+        return Err(format!("the site is paused; the workload waits for that device, or for {end}"));
     }
     let others: Vec<&Member> = report.members.iter().filter(|m| m.device != lost).collect();
     let mut fit: Vec<String> =

@@ -85,6 +85,8 @@ pub struct Ordered {
     pub reason: String,
     /// When, by the asking device's wall clock, in milliseconds since 1970.
     pub since_unix_ms: u64,
+    /// When it ends by itself, in milliseconds since 1970, by the clock of whoever leads then; absent: it does not.
+    pub until_unix_ms: Option<u64>,
 }
 
 /// Who owns now.

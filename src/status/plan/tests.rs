@@ -136,6 +136,16 @@ edge-3: edge-2 goes on; the site could then lose no more devices
 ",
     );
     assert!(!plan.survives_any);
+    report.orders.paused = Some(Ordered { until_unix_ms: Some(1_793_609_130_000), ..ordered("anna", "") });
+    says(
+        &report,
+        "\
+note: the site is paused until 2026-11-02T08:45:30.000Z by anna: nobody takes over of its own accord
+edge-1: edge-2 goes on; the site could then lose no more devices
+edge-2: nobody takes over: the site is paused; the workload waits for that device, or for the end of the pause
+edge-3: edge-2 goes on; the site could then lose no more devices
+",
+    );
 }
 
 #[test]
