@@ -21,6 +21,7 @@ use quorate::{
     reconcile::commands::{Corridor, Fulfilled, Order, Refusal, Wish},
     status::{
         door::{Answer, Door, Permit},
+        events::Events,
         report::{Change, Decision, Owner, Report, Role},
     },
 };
@@ -49,6 +50,7 @@ struct Puppet {
     report: Mutex<Report>,
     answers: watch::Sender<Answer>,
     permits: watch::Sender<Permit>,
+    events: Events,
     asked: Mutex<Vec<Wish>>,
 }
 
@@ -68,6 +70,7 @@ impl Puppet {
             report: Mutex::new(report()),
             answers: watch::Sender::new(unknown),
             permits: watch::Sender::new(idle),
+            events: Events::default(),
             asked: Mutex::default(),
         })
     }
@@ -139,6 +142,10 @@ fn report() -> Report {
 impl Door for Puppet {
     fn report(&self) -> Report {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn events(&self) -> Events {
+        self.events.clone()
     }
 
     fn me(&self) -> &DeviceId {

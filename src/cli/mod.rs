@@ -10,6 +10,7 @@ mod client;
 mod demo;
 #[cfg(feature = "emulator")]
 mod emulate;
+mod events;
 mod fleet;
 mod leader;
 mod log;
@@ -67,6 +68,7 @@ enum Command {
     Leader(leader::Args),
     Why(why::Args),
     Plan(plan::Args),
+    Events(events::Args),
     Transfer(transfer::Args),
     Pause(order::Pause),
     Resume(order::Resume),
@@ -106,6 +108,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             Command::Leader(args) => leader::run(args, environment).await,
             Command::Why(args) => why::run(args, environment).await,
             Command::Plan(args) => plan::run(args, environment).await,
+            Command::Events(args) => events::run(args, environment).await,
             Command::Transfer(args) => transfer::run(args, environment).await,
             Command::Pause(args) => order::run(order::Order::Pause(args), environment).await,
             Command::Resume(args) => order::run(order::Order::Resume(args), environment).await,

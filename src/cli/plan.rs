@@ -81,7 +81,9 @@ mod tests {
             owner: None,
             quorum: true,
             survives_any: true,
-            notes: vec!["the site is paused by anna (new switch): nobody takes over of its own accord".into()],
+            notes: vec![
+                "the site is paused by anna (new switch): nobody takes over of its own accord".into(),
+            ],
             devices: vec![loss("edge-1", "edge-2 goes on; the site could then lose no more devices")],
         };
         assert_eq!(
@@ -95,6 +97,9 @@ if edge-1 loses power now: edge-2 goes on; the site could then lose no more
         );
         plan.devices.push(loss(&"x".repeat(128), "\u{1b}[2J\n"));
         let shown = text(&plan);
-        assert!(shown.lines().all(|line| line.chars().count() <= WIDTH) && !shown.contains('\u{1b}'), "{shown}");
+        assert!(
+            shown.lines().all(|line| line.chars().count() <= WIDTH) && !shown.contains('\u{1b}'),
+            "{shown}"
+        );
     }
 }

@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::proto::{
-    self, DeviceRequest, GetLeaderRequest, GetStatusRequest, Leader, OrderReply, OrderRequest,
-    OwnershipState, TransferReply, TransferRequest, WatchLeaderRequest, WatchOwnershipRequest, WhyReply,
-    WhyRequest, control_server::Control, ownership_server::Ownership,
+    self, DeviceRequest, GetEventsReply, GetEventsRequest, GetLeaderRequest, GetStatusRequest, Leader,
+    OrderReply, OrderRequest, OwnershipState, TransferReply, TransferRequest, WatchLeaderRequest,
+    WatchOwnershipRequest, WhyReply, WhyRequest, control_server::Control, ownership_server::Ownership,
 };
 use crate::{
     clock::{Moment, boottime_within, millis},
@@ -21,6 +21,7 @@ use crate::{
     reconcile::commands::{Fulfilled, Order, PAUSE_MS, REASON_MAX, Refusal, Wish},
     status::{
         door::{Answer, Handle, Permit},
+        events::Event,
         report::Report,
         watch::tell,
     },
@@ -160,6 +161,18 @@ impl Control for Service {
         }))
     }
 
+    async fn get_events(
+        &self,
+        request: Request<GetEventsRequest>,
+    ) -> Result<Response<GetEventsReply>, Status> {
+        let last = match request.into_inner().last {
+            0 => usize::MAX,
+            last => usize::try_from(last).unwrap_or(usize::MAX),
+        };
+        let events = self.door.events().last(last).into_iter().map(event).collect();
+        Ok(Response::new(GetEventsReply { events }))
+    }
+
     async fn transfer(&self, request: Request<TransferRequest>) -> Result<Response<TransferReply>, Status> {
         let TransferRequest { to, reason, actor } = request.into_inner();
         let to = if to.is_empty() { None } else { Some(device(&to)?) };
@@ -201,6 +214,12 @@ impl Control for Service {
         let preferred = if name.is_empty() { None } else { Some(device(&name)?) };
         self.order(Order::Prefer(preferred), reason, actor).await.map(reply)
     }
+}
+
+fn event(event: Event) -> proto::Event {
+    let sentence = event.to_string();
+    let Event { seq, unix_ms, kind, name, over, device, epoch, text, order: _ } = event;
+    proto::Event { seq, unix_ms, kind: kind.name().into(), name, over, device, epoch, text, sentence }
 }
 
 fn device(name: &str) -> Result<DeviceId, Status> {

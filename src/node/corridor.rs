@@ -332,6 +332,8 @@ mod tests {
         let half_an_hour = Duration::from_secs(1800);
         assert_eq!(end_of_pause(1_800_000_000_000, half_an_hour), Ok(1_800_001_800_000));
         assert_eq!(end_of_pause(u64::MAX, half_an_hour), Ok(u64::MAX));
-        assert!(matches!(end_of_pause(60_000, half_an_hour), Err(Refusal::NotNow(why)) if why.contains("1970")));
+        assert!(
+            matches!(end_of_pause(60_000, half_an_hour), Err(Refusal::NotNow(why)) if why.contains("1970"))
+        );
     }
 }

@@ -5,6 +5,7 @@
 
 mod corridor;
 pub mod door;
+pub mod events;
 mod mirror;
 pub mod module;
 mod report;

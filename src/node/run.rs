@@ -16,10 +16,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Environment, Node,
     door::{NodeDoor, Surroundings},
+    events,
 };
 use crate::{
     clock::{BootClock, Clock},
-    condition::{Condition, Raised, Severity},
+    condition::{Condition, Raised},
     config::{self, Config},
     control::{self, lease_file::LeaseFile, socket::Socket},
     dice::Dice,
@@ -36,7 +37,7 @@ use crate::{
         log::{Amnesia, Disk, folder, quarantine, room},
         peer::transport::{TcpDialer, tcp},
     },
-    status::{self, metrics::Metrics},
+    status::{self, events::Events, metrics::Metrics, ring::Ring},
     workload::{self, Context, find_program, runtime::Runtime},
 };
 
@@ -103,6 +104,8 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     if folder.first_start {
         tracing::info!("first start: made the store in {}", config.storage.path.display());
     }
+    let (ring, kept) = Ring::open(&config.storage.path);
+    let noted = Events::after(kept);
     let bound = bind(config).await?;
     let (opened, workload_kind) = tokio::select! {
         opened = open_workload(config, &clock, &tasks, &stop) => opened?,
@@ -130,7 +133,9 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
 
     let mirror = hub.map(|(hub, settings)| node.mirror(hub, settings, dice.split()));
     let (module, ends) = module.map(|module| node.module(module, &config.hub, dice.split())).unzip();
-    let surroundings = Surroundings { mirror, module, workload_kind, workload_conditions: opened.conditions };
+    let workload_conditions = opened.conditions;
+    let surroundings =
+        Surroundings { mirror, module, workload_kind, workload_conditions, events: noted.clone() };
     tasks.spawn(watch_room(node.clone(), config.storage.path.clone(), folder.amnesia, stop.clone()));
     let door = NodeDoor::open(node.clone(), surroundings, dice.split(), &tasks, stop.clone());
     if let Some(ends) = ends {
@@ -153,7 +158,13 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     tasks.spawn(status::server::serve(bound.http, door, metrics.clone(), stop.clone()));
     tasks.spawn(measure(node.clone(), metrics, stop.clone()));
     watch_workload(config, &node, &tasks, &stop)?;
-    tasks.spawn(speak(watched, stop.clone()));
+    let (until, told) = (stop.clone(), CancellationToken::new());
+    // What is noted last is written too.
+    tasks.spawn(ring.keep(noted, told.clone()));
+    tasks.spawn(async move {
+        events::observe(watched, until).await;
+        told.cancel();
+    });
     announce(config);
 
     let ended = tokio::select! {
@@ -511,46 +522,6 @@ fn open_module(config: &Config, clock: &Arc<dyn Clock>) -> Result<Option<Arc<dyn
         timeout: settings.timeout,
     };
     Ok(Some(Arc::new(Client::new(line, clock.clone()))))
-}
-
-/// Logs when a condition begins and when it is over, once each. What the mirror and the workload raise they log
-/// themselves, with the facts at hand.
-async fn speak(door: Arc<NodeDoor>, stop: CancellationToken) {
-    const OWN: [Condition; 9] = [
-        Condition::NoOwner,
-        Condition::QuorumLost,
-        Condition::NoSpare,
-        Condition::LeaseLapsed,
-        Condition::MemberSilent,
-        Condition::MemberRejoining,
-        Condition::StoreQuarantined,
-        Condition::DiskFull,
-        Condition::TimingWidened,
-    ];
-    let mut held: BTreeMap<Condition, String> = BTreeMap::new();
-    let mut tick = tokio::time::interval(Duration::from_millis(500));
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        let mut now: BTreeMap<Condition, String> = BTreeMap::new();
-        for raised in door.raised().into_iter().filter(|r| OWN.contains(&r.name)) {
-            now.entry(raised.name).or_insert(raised.detail);
-        }
-        for (condition, detail) in now.iter().filter(|(c, _)| !held.contains_key(c)) {
-            let name = condition.name();
-            match condition.severity() {
-                Severity::Critical => tracing::error!(condition = name, "{} ({detail})", condition.meaning()),
-                Severity::Warning => tracing::warn!(condition = name, "{} ({detail})", condition.meaning()),
-                Severity::Info => tracing::info!(condition = name, "{} ({detail})", condition.meaning()),
-            }
-        }
-        for condition in held.keys().filter(|c| !now.contains_key(c)) {
-            tracing::info!(condition = condition.name(), "over: {}", condition.meaning());
-        }
-        held = now;
-    }
 }
 
 /// Feeds what is counted and timed into the metrics.

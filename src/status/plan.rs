@@ -220,8 +220,7 @@ fn successors(report: &Report, lost: &str) -> Result<Vec<String>, String> {
         return Err(format!("the site is paused; the workload waits for that device, or for {end}"));
     }
     let others: Vec<&Member> = report.members.iter().filter(|m| m.device != lost).collect();
-    let mut fit: Vec<String> =
-        others.iter().filter(|m| m.fit && m.votes).map(|m| m.device.clone()).collect();
+    let mut fit: Vec<String> = others.iter().filter(|m| m.fit && m.votes).map(|m| m.device.clone()).collect();
     if fit.is_empty() {
         let why = |m: &&Member| {
             let reason = m.unfit_reason.as_deref().unwrap_or("its vote is missing");

@@ -31,6 +31,7 @@ use super::{
     metrics::Metrics,
     ownership::{self, Told},
     report::Role,
+    stream::{self, Streams},
 };
 use crate::clock::millis;
 
@@ -60,7 +61,9 @@ pub fn router(door: Handle, metrics: Metrics, stop: CancellationToken) -> Router
     let gate = Router::new()
         .route("/v1/ownership", get(ownership::ask))
         .route("/v1/ownership/events", get(ownership::events))
-        .with_state(Told::new(door.clone(), stop));
+        .with_state(Told::new(door.clone(), stop.clone()));
+    let events =
+        Router::new().route("/v1/events", get(stream::events)).with_state(Streams::new(door.clone(), stop));
     Router::new()
         .route("/", get(page))
         .route("/owner", get(owner))
@@ -74,6 +77,7 @@ pub fn router(door: Handle, metrics: Metrics, stop: CancellationToken) -> Router
         .method_not_allowed_fallback(wrong_method)
         .with_state(Shown { door, metrics })
         .merge(gate)
+        .merge(events)
 }
 
 /// Serves until `stop`, then ends open connections within two seconds. Errors of single connections end only them.
@@ -213,6 +217,7 @@ async fn not_found() -> Response {
         "/health/ready",
         "/v1/status",
         "/v1/history",
+        "/v1/events",
         "/v1/ownership",
         "/v1/ownership/events",
         "/metrics",

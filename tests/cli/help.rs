@@ -8,7 +8,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn help_texts() {
-    let mut commands = vec!["run", "check", "status", "leader", "why", "plan", "transfer", "fleet"];
+    let mut commands = vec!["run", "check", "status", "leader", "why", "plan", "events", "transfer", "fleet"];
     commands.extend(["pause", "resume", "drain", "undrain", "prefer"]);
     if cfg!(feature = "emulator") {
         commands.push("demo");
@@ -61,7 +61,7 @@ fn a_wrong_command_line_exits_64() {
 fn a_sidecar_that_is_not_there_is_said_in_one_line_and_a_hint() {
     let folder = tempfile::tempdir().expect("folder");
     let endpoint = format!("unix:{}/control.sock", folder.path().display());
-    for command in ["status", "leader", "why", "plan", "transfer", "pause", "resume"] {
+    for command in ["status", "leader", "why", "plan", "events", "transfer", "pause", "resume"] {
         let output = quorate(&[command, "--endpoint", &endpoint], &[]);
         assert_eq!(output.status.code(), Some(2), "{command}");
         let said = text(&output.stderr).replace(&endpoint, "ENDPOINT");

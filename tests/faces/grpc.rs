@@ -153,7 +153,8 @@ async fn orders_reach_the_node_as_they_were_given() {
         let refused = client.pause(OrderRequest { for_ms, ..order("") }).await.expect_err("not so long");
         assert_eq!(refused.code(), Code::InvalidArgument);
     }
-    let refused = client.resume(OrderRequest { for_ms: 1_000, ..order("") }).await.expect_err("no such thing");
+    let refused =
+        client.resume(OrderRequest { for_ms: 1_000, ..order("") }).await.expect_err("no such thing");
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(asked.iter().all(|wish| wish.id.is_none() && wish.base.is_none()));
     assert_eq!(asked[2].actor, "unknown");
@@ -165,7 +166,7 @@ async fn orders_reach_the_node_as_they_were_given() {
     }
     let long = client.pause(order(&"x".repeat(257))).await.expect_err("too long");
     assert_eq!(long.code(), Code::InvalidArgument);
-    assert_eq!(grpc.puppet.asked.lock().expect("no panic").len(), 7, "the node was not bothered");
+    assert_eq!(grpc.puppet.asked.lock().expect("no panic").len(), 8, "the node was not bothered");
 }
 
 #[tokio::test]

@@ -45,14 +45,17 @@ fn while_paused_nobody_takes_over_until_somebody_resumes() {
 
 /// Somebody pauses the site for a time, as at the command line.
 fn pause_for(stage: &mut Stage, at: usize, lasts: Duration) {
-    stage.wish(at, Wish {
-        id: None,
-        order: Order::Pause(Some(lasts)),
-        reason: "new switch".into(),
-        actor: "anna".into(),
-        base: None,
-        expires_unix_ms: 0,
-    });
+    stage.wish(
+        at,
+        Wish {
+            id: None,
+            order: Order::Pause(Some(lasts)),
+            reason: "new switch".into(),
+            actor: "anna".into(),
+            base: None,
+            expires_unix_ms: 0,
+        },
+    );
     stage.until(S, "the site is paused", |s| s.record().is_some_and(|r| r.paused.is_some()));
 }
 
@@ -81,7 +84,7 @@ fn a_pause_for_a_time_outlives_every_restart_and_ends() {
     (0..3).for_each(|n| stage.start(n));
     assert_eq!(stage.someone_runs(bound() * 2 + S), owner);
     stage.pass(40 * S);
-    assert!(stage.record().is_some_and(|r| r.paused.is_some_and(|p| p.until_unix_ms.is_some())));
+    assert!(stage.record().is_some_and(|r| r.paused.as_ref().is_some_and(|p| p.until_unix_ms.is_some())));
     stage.until(25 * S, "the pause ends", |s| s.record().is_some_and(|r| r.paused.is_none()));
     assert_eq!(stage.running(), Some(owner), "and nothing moves");
 }
@@ -91,9 +94,7 @@ fn a_pause_for_a_time_outlives_every_restart_and_ends() {
 fn a_pause_ends_by_the_wall_clock_of_whoever_leads() {
     let (mut stage, owner) = running(Setup::default());
     let now = stage.devices[owner].clock.wall_ms();
-    stage.order(owner, |order| {
-        Command::Pause(command::Order { until_unix_ms: Some(now + 20_000), ..order })
-    });
+    stage.order(owner, |order| Command::Pause(command::Order { until_unix_ms: Some(now + 20_000), ..order }));
     stage.until(S, "the site is paused", |s| s.record().is_some_and(|r| r.paused.is_some()));
     (0..3).for_each(|n| stage.set_wall_clock(n, 0));
     stage.pass(60 * S);

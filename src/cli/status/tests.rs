@@ -10,6 +10,7 @@ fn report() -> Report {
         address: format!("{device}.plant:7600"),
         role: "voter".into(),
         reachable,
+        votes: reachable,
         last_heard_ms: Some(if reachable { 80 } else { 95_000 }),
         build: "0.1.0".into(),
         fit: unfit.is_none(),

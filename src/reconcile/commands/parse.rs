@@ -69,7 +69,9 @@ pub fn method(name: &str, payload: &Value) -> Result<Request, Malformed> {
     }
     read(verb, payload, |fields| {
         Ok(match verb {
-            Verb::Transfer => (Order::Transfer(device_or_null(fields, "to")?), &[Verb::Transfer][..], &["to"][..]),
+            Verb::Transfer => {
+                (Order::Transfer(device_or_null(fields, "to")?), &[Verb::Transfer][..], &["to"][..])
+            }
             Verb::Resume => (Order::Resume, &[Verb::Resume], &[]),
             Verb::Drain => (Order::Drain(device(fields, "device")?), &[Verb::Drain], &["device"]),
             Verb::Undrain => (Order::Undrain(device(fields, "device")?), &[Verb::Undrain], &["device"]),
@@ -110,9 +112,11 @@ fn one_desired(verb: Verb, entry: &Value) -> Result<Request, Malformed> {
                 (Order::Prefer(named), &[Verb::Prefer][..], &["device"][..])
             }
             // What is not in the list is undrained.
-            Verb::Drain => {
-                (Order::DrainExactly(devices(fields, "devices")?), &[Verb::Drain, Verb::Undrain], &["devices"])
-            }
+            Verb::Drain => (
+                Order::DrainExactly(devices(fields, "devices")?),
+                &[Verb::Drain, Verb::Undrain],
+                &["devices"],
+            ),
             Verb::Transfer => (Order::Transfer(Some(device(fields, "to")?)), &[Verb::Transfer], &["to"]),
             Verb::Timing => (Order::Timing(stretch(fields)?), &[Verb::Timing], &["stretch"]),
             _ => match required(fields, "on")? {
@@ -163,7 +167,9 @@ fn read(
     let id = id(fields).map_err(|reason| malformed(String::new(), reason))?;
     let rest = || {
         let (order, takes, its_own) = own(fields)?;
-        if let Some(other) = fields.keys().find(|key| !COMMON.contains(&key.as_str()) && !its_own.contains(&key.as_str())) {
+        if let Some(other) =
+            fields.keys().find(|key| !COMMON.contains(&key.as_str()) && !its_own.contains(&key.as_str()))
+        {
             return Err(format!("{}: is not a field of this command", shown(other)));
         }
         Ok(Request {

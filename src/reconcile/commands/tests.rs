@@ -130,7 +130,9 @@ async fn each_method_becomes_its_order() {
 #[tokio::test]
 async fn a_pause_lasts_for_a_sensible_time_or_is_refused() {
     let site = Told::new();
-    for wrong in [json!(0), json!(999), json!(31_622_400_001u64), json!(-5), json!(1.5e6), json!("30m"), json!(true)] {
+    for wrong in
+        [json!(0), json!(999), json!(31_622_400_001u64), json!(-5), json!(1.5e6), json!("30m"), json!(true)]
+    {
         let outcome = call(&site, &all(), "pause", with(json!({"for_ms": wrong}))).await;
         assert_eq!(outcome.status(), 400, "{wrong}");
         assert!(outcome.reply()["reason"].as_str().is_some_and(|r| r.starts_with("for_ms: ")), "{wrong}");

@@ -98,11 +98,10 @@ edge-3: nothing changes, it is not heard now; the site can lose no more devices
 ",
     );
     assert!(!plan.survives_any);
-    assert_eq!(plan.devices.iter().map(|d| d.effect).collect::<Vec<_>>(), [
-        Effect::Stops,
-        Effect::Nobody,
-        Effect::Nothing
-    ]);
+    assert_eq!(
+        plan.devices.iter().map(|d| d.effect).collect::<Vec<_>>(),
+        [Effect::Stops, Effect::Nobody, Effect::Nothing]
+    );
 }
 
 #[test]
@@ -213,11 +212,17 @@ fn one_or_two_devices_survive_nothing() {
     assert!(!two.survives_any);
     assert_eq!(two.devices[0].effect, Effect::Stops);
     let one = plan(&Report { device: "edge-2".into(), ..site(vec![member("edge-2")]) });
-    assert_eq!(one.devices[0].text, "nobody takes over: no majority would be left (0 of 1 votes, it takes 1)");
+    assert_eq!(
+        one.devices[0].text,
+        "nobody takes over: no majority would be left (0 of 1 votes, it takes 1)"
+    );
     assert!(!plan(&Report::default()).survives_any, "no member is no site");
 }
 
 #[test]
 fn bounds_are_rounded_up() {
-    assert_eq!([0, 1, 86, 692, 700, 701, 5_536].map(seconds).join(" "), "0.0 s 0.1 s 0.1 s 0.7 s 0.7 s 0.8 s 5.6 s");
+    assert_eq!(
+        [0, 1, 86, 692, 700, 701, 5_536].map(seconds).join(" "),
+        "0.0 s 0.1 s 0.1 s 0.7 s 0.7 s 0.8 s 5.6 s"
+    );
 }
