@@ -81,7 +81,6 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
 
 /// Whether a sidecar answers where one of this device would.
 async fn answers(config: &Config) -> bool {
-    #[expect(clippy::disallowed_methods, reason = "a command line asks a sidecar of this device")]
     match &config.control.socket {
         Some(socket) => tokio::net::UnixStream::connect(socket).await.is_ok(),
         None => false,
