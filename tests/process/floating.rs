@@ -48,6 +48,7 @@ fn an_address_moves_and_the_neighbours_are_told() {
     let hook = format!("{}/deploy/examples/floating-address.sh", env!("CARGO_MANIFEST_DIR"));
     let story = [&namespaces[..], &["/bin/sh", "-c", STORY, "story", &hook]].concat();
     let output = run("unshare", &story).expect("starts");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.ends_with("done\n"), "{said}");
 }
