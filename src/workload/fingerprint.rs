@@ -16,7 +16,7 @@ use ring::digest::{Context, SHA256};
 use super::{Settings, fencer::SELF, find_program};
 
 /// So many hexadecimal digits tell workloads apart.
-const DIGITS: usize = 8;
+const DIGITS: usize = 6;
 
 /// Reads everything that it covers; `image` is the container's, if it is one. Blocks for as long as that takes.
 ///
@@ -99,7 +99,7 @@ mod tests {
         let (first, traced) = (of(&settings), trace(&settings, &files));
         assert_eq!(
             (first.len(), of(&settings), trace(&settings, &files)),
-            (8, first.clone(), traced.clone())
+            (6, first.clone(), traced.clone())
         );
         // Another folder to run in, and other times of the same stop, are no other workload.
         let elsewhere = Settings { working_dir: Some("/".into()), ..settings.clone() };
