@@ -26,7 +26,7 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(500);
 
 /// What the mirror and the workload raise they log themselves, with the facts at hand.
-const LOGGED: [Condition; 9] = [
+const LOGGED: [Condition; 11] = [
     Condition::NoOwner,
     Condition::QuorumLost,
     Condition::NoSpare,
@@ -36,6 +36,8 @@ const LOGGED: [Condition; 9] = [
     Condition::StoreQuarantined,
     Condition::DiskFull,
     Condition::TimingWidened,
+    Condition::BuildDiffers,
+    Condition::WorkloadUnhealthy,
 ];
 
 /// Notes until `stop`.
