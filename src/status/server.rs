@@ -30,6 +30,7 @@ use super::{
     door::{Answer, Handle},
     metrics::Metrics,
     ownership::{self, Told},
+    plan::plan,
     report::Role,
     stream::{self, Streams},
 };
@@ -72,6 +73,7 @@ pub fn router(door: Handle, metrics: Metrics, stop: CancellationToken) -> Router
         .route("/health/ready", get(ready))
         .route("/v1/status", get(status))
         .route("/v1/history", get(history))
+        .route("/v1/plan", get(lost))
         .route("/metrics", get(scrape))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
@@ -197,6 +199,11 @@ async fn history(State(shown): State<Shown>) -> Response {
     fresh(Json(json!({ "last_decision": report.last_decision, "history": report.history })))
 }
 
+/// What becomes of the site if a device is lost now.
+async fn lost(State(shown): State<Shown>) -> Response {
+    fresh(Json(plan(&shown.door.report())))
+}
+
 async fn scrape(State(shown): State<Shown>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     fresh(([(header::CONTENT_TYPE, kind)], shown.metrics.render(&shown.door.report())))
@@ -217,6 +224,7 @@ async fn not_found() -> Response {
         "/health/ready",
         "/v1/status",
         "/v1/history",
+        "/v1/plan",
         "/v1/events",
         "/v1/ownership",
         "/v1/ownership/events",
