@@ -4,6 +4,7 @@
 //! 2: cannot be reached, or refused. 64: the command line is wrong. 78: the configuration is wrong, so a restart will
 //! not help. A reader that goes away early (`quorate status | head`) is no error.
 
+mod bundle;
 mod check;
 mod check_workload;
 mod client;
@@ -71,6 +72,7 @@ enum Command {
     Why(why::Args),
     Plan(plan::Args),
     Events(events::Args),
+    SupportBundle(bundle::Args),
     Transfer(transfer::Args),
     Pause(order::Pause),
     Resume(order::Resume),
@@ -112,6 +114,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             Command::Why(args) => why::run(args, environment).await,
             Command::Plan(args) => plan::run(args, environment).await,
             Command::Events(args) => events::run(args, environment).await,
+            Command::SupportBundle(args) => bundle::run(args, environment).await,
             Command::Transfer(args) => transfer::run(args, environment).await,
             Command::Pause(args) => order::run(order::Order::Pause(args), environment).await,
             Command::Resume(args) => order::run(order::Order::Resume(args), environment).await,

@@ -9,7 +9,7 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn help_texts() {
     let mut commands = vec!["run", "check", "check-workload", "status", "leader", "why", "plan", "events"];
-    commands.extend(["transfer", "fleet"]);
+    commands.extend(["support-bundle", "transfer", "fleet"]);
     commands.extend(["pause", "resume", "drain", "undrain", "prefer"]);
     if cfg!(feature = "emulator") {
         commands.push("demo");
