@@ -4,7 +4,7 @@
 //! mend (a port taken by a program that is just leaving) ends with one exit code, what it cannot (a data folder that
 //! belongs to another device) with another.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
