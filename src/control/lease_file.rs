@@ -40,6 +40,9 @@ impl LeaseFile {
     /// Why not, and what to do.
     pub fn try_out(&self) -> Result<(), String> {
         self.is_in_memory()?;
+        if self.0.is_dir() {
+            return Err(format!("{} is a folder; name a file in it", self.0.display()));
+        }
         let trial = self.beside("trial");
         let tried = fs::write(&trial, b"{}").and_then(|()| fs::remove_file(&trial));
         tried.map_err(|e| format!("{}: {e}", trial.display()))

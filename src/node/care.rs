@@ -10,7 +10,7 @@ use super::Node;
 use crate::{
     config::{self, Config},
     workload::{
-        Settings, find_program,
+        Observed, Settings, find_program,
         fingerprint::{fingerprint, trace},
         runtime::Runtime,
     },
@@ -111,6 +111,12 @@ async fn watch_build(
     }
 }
 
+/// Whether it runs here and shall be left alone. One that has ended by itself is none that runs: if it cannot be started again,
+/// another device has to.
+fn is_running(node: &Node) -> bool {
+    matches!(*node.observed.borrow(), Observed::Running { .. } | Observed::Stopping { .. })
+}
+
 async fn watch_programs(
     node: Arc<Node>,
     programs: Vec<String>,
@@ -129,7 +135,7 @@ async fn watch_programs(
         let find =
             move || programs.iter().try_for_each(|p| find_program(p, folder.as_deref(), &env).map(drop));
         let found = tokio::task::spawn_blocking(find).await;
-        let runs = node.observed.borrow().may_run();
+        let runs = is_running(&node);
         if let Ok(found) = found {
             node.ails("program", found.err().filter(|_| !runs));
         }
@@ -151,14 +157,15 @@ async fn watch_container(node: Arc<Node>, runtime: Runtime, stop: CancellationTo
             () = stop.cancelled() => return,
             seen = runtime.look() => seen,
         };
-        if node.observed.borrow().may_run() {
+        if is_running(&node) {
             node.ails("container", None);
             continue;
         }
+        let ours = node.observed.borrow().may_run();
         let ailment = match seen {
             Ok(None) => Some(format!("there is no {}", runtime.title())),
             Ok(Some(seen)) => {
-                if seen.runs {
+                if seen.runs && !ours {
                     tracing::warn!(
                         "the {} runs although this device does not own; it is stopped",
                         runtime.title()

@@ -18,7 +18,6 @@ use super::{
     link::Link,
     pulse::Pulse,
     secrets::Secrets,
-    undo::UNDO_TIME,
     wire::{Command, Event},
 };
 use crate::{
@@ -231,8 +230,10 @@ impl Driver {
                 Some(grant.until + grace / 2)
             }
             Phase::Ending { grant, patience, heard: true } => {
-                let undoing = if self.settings.undo.is_empty() { Duration::ZERO } else { UNDO_TIME };
-                Some(grant.until.min(patience + undoing) + grace * 7 / 8)
+                // What has to be undone may take as long as it needs while the lease is renewed: a device that cannot end its workload
+                // goes on as the owner, and says so. Its fencer is well; it is minded by its signs of life.
+                let end = if self.settings.undo.is_empty() { grant.until.min(patience) } else { grant.until };
+                Some(end + grace * 7 / 8)
             }
         }
     }
@@ -368,12 +369,14 @@ impl Driver {
             Event::Running { epoch, pid } => {
                 tracing::info!(%epoch, pid, "the workload runs");
                 self.lower(Condition::WorkloadCannotStart);
+                self.lower(Condition::WorkloadCannotStop);
                 self.observed.send_replace(Observed::Running { epoch, pid: Some(pid) });
                 if let Some((_, reply)) = self.starting.take() {
                     let _ = reply.send(Ok(()));
                 }
             }
             Event::Exited { epoch, failures, how } => {
+                self.lower(Condition::WorkloadCannotStop);
                 tracing::warn!(%epoch, failures, %how, "the workload ended by itself; it is started again");
                 if failures >= CRASHING {
                     self.raise(
@@ -414,6 +417,13 @@ impl Driver {
                     tracing::error!("what ends the workload has failed, and is tried again: {detail}");
                 }
                 self.raise(Condition::WorkloadCannotStop, detail);
+                // It has ended by itself, and is not started again before the rest of it is gone.
+                self.observed.send_if_modified(|observed| {
+                    let Observed::Running { epoch, .. } = *observed else { return false };
+                    let last = format!("it ended, and what it left cannot be undone: {how}");
+                    *observed = Observed::BackingOff { epoch, failures: 1, last };
+                    true
+                });
             }
             Event::Stopped { epoch, at } => {
                 tracing::info!(%epoch, %at, "the workload is stopped");

@@ -27,20 +27,18 @@ pub(super) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     with(args, async |runtime, patience| {
         let mut told = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
         let title = runtime.title();
-        let lives = async {
-            let seen = runtime.look().await?.ok_or_else(|| format!("there is no {title}"))?;
-            if let Some(why) = seen.unsuited {
-                return Err(format!("{title}: {why}"));
-            }
-            if !seen.runs {
-                runtime.start().await?;
-            }
-            runtime.ended(LOOK).await
-        };
+        let seen = runtime.look().await?.ok_or_else(|| format!("there is no {title}"))?;
+        if let Some(why) = seen.unsuited {
+            return Err(format!("{title}: {why}"));
+        }
+        if !seen.runs {
+            // Not given up for a word to end: a start that is on its way would land after the stop.
+            runtime.start().await?;
+        }
         let ended = tokio::select! {
             biased;
             _ = told.recv() => None,
-            ended = lives => Some(ended?),
+            ended = runtime.ended(LOOK) => Some(ended?),
         };
         match ended {
             Some(code) => Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))),

@@ -138,6 +138,10 @@ impl Runtime {
                         "its restart policy is {policy:?}, so Docker would start it again; make it \"no\""
                     )
                 });
+                let removed = json.pointer("/HostConfig/AutoRemove").and_then(Value::as_bool) == Some(true);
+                let unsuited = unsuited.or_else(|| {
+                    removed.then(|| "Docker removes it when it ends; make it without --rm".to_owned())
+                });
                 let exit = state.get("ExitCode").and_then(Value::as_i64);
                 let image = json.get("Image").and_then(Value::as_str).map(str::to_owned);
                 Ok(Seen { runs: running || is("Restarting") || is("Paused"), unsuited, exit, image })

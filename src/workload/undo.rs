@@ -26,7 +26,7 @@ use super::{
 use crate::clock::{BootClock, Clock, Moment};
 
 /// It is ended when it takes longer, and run again.
-pub(super) const UNDO_TIME: Duration = Duration::from_secs(10);
+const UNDO_TIME: Duration = Duration::from_secs(10);
 /// Between the first failure and the next try; doubles each time.
 const AGAIN: Duration = Duration::from_millis(200);
 /// The longest pause.

@@ -205,10 +205,11 @@ fn what_is_undone_counts_as_the_end_of_the_workload() {
                 .expect("makes it a program");
         };
         program("take", "echo $QUORATE_EPOCH > taken");
-        program("give", "[ ! -e held ] || exit 3\nrm -f taken");
+        program("give", "[ ! -e held ] || { echo no >> tries; exit 3; }\nrm -f taken");
         // What a device that lost its power has left behind is given back before anything else.
         fs::write(home.join("taken"), "0").expect("writes");
         site.tell(n, "QUORATE_WORKLOAD__STOP_GRACE", "2s");
+        site.tell(n, "QUORATE_WORKLOAD__STOP_TIMEOUT", "200ms");
     }
     let taken = |site: &Site, n: usize| site.file(&format!("edge-{}/taken", n + 1));
     site.start_all();
@@ -226,6 +227,14 @@ fn what_is_undone_counts_as_the_end_of_the_workload() {
     let to = site.devices[(owner + 1) % 3].id.clone();
     let mut asked = site.asking(owner, &["transfer", "--to", &to]);
     assert!(site.condition(owner, "workload.cannot_stop").contains("exit code 3"));
+    // Far longer than stop_timeout, stop_grace and the time of one try together.
+    let tries = site.file(&format!("edge-{}/tries", owner + 1));
+    until("many tries", || {
+        fs::read_to_string(&tries).ok().filter(|text| text.lines().count() >= 8).map(|_| ())
+    });
+    for n in 0..3 {
+        assert_eq!(site.report(n).expect("answers").epoch, epoch, "nobody else has claimed");
+    }
     for n in (0..3).filter(|n| *n != owner) {
         assert!(!taken(&site, n).exists());
     }
@@ -336,7 +345,8 @@ mod edge {
         // What may have been left running cannot be ruled out, so it takes no part.
         until("the reason", || {
             let log = site.log(0);
-            (log.contains("no-such.sock") && log.contains("mount it")).then_some(())
+            let said = ["no-such.sock", "mount it", "what ends the workload has failed"];
+            said.iter().all(|words| log.contains(words)).then_some(())
         });
         site.signal(0, Signal::TERM);
         assert_eq!(site.left(0).code(), Some(0), "{}", site.log(0));

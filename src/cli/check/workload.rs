@@ -1,5 +1,7 @@
 //! Whether the workload's door works on this device, as far as that can be tried without a workload.
 
+use std::os::unix::fs::FileTypeExt as _;
+
 use super::hub::Tried;
 use crate::{
     config::{Config, Workload},
@@ -44,6 +46,11 @@ pub(super) async fn tries(config: &Config) -> Vec<Tried> {
                         format!("{}: {e}; make the folder, or run as another user", place.display())
                     })
                 });
+                let other = std::fs::symlink_metadata(path).is_ok_and(|m| !m.file_type().is_socket());
+                let outcome = match other {
+                    true => Err("something else is there; move it away".to_owned()),
+                    false => outcome,
+                };
                 all.push(tried(format!("the socket {}", path.display()), outcome));
             }
             if let Some(path) = lease_file {
