@@ -5,6 +5,7 @@
 
 mod corridor;
 pub mod door;
+mod health;
 mod mirror;
 pub mod module;
 mod report;
@@ -90,6 +91,7 @@ pub struct Node {
     starts_over: watch::Receiver<bool>,
     unfit: watch::Sender<Option<Unfit>>,
     folder: watch::Sender<Vec<Raised>>,
+    health: health::Health,
     ailments: watch::Sender<Ailments>,
     clock: Arc<dyn Clock>,
     workload: workload::Handle,
@@ -164,6 +166,7 @@ impl Node {
             serving,
             unfit,
             folder: watch::Sender::default(),
+            health: health::Health::new(),
             ailments: watch::Sender::default(),
         };
         let lease = LeaseLoop {
@@ -199,6 +202,9 @@ impl Node {
             meter,
             unfit: node.unfit.clone(),
             ailments: node.ailments.subscribe(),
+            failing: node.health.failing.subscribe(),
+            policy: node.health.policy.subscribe(),
+            held: node.health.held.clone(),
             strain,
         };
         node.spawn(pace.run(node.loops.clone()));

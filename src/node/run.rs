@@ -32,6 +32,7 @@ use crate::{
     },
     id::Incarnation,
     ownership::record::Cause,
+    probe,
     raft::{
         log::{Amnesia, Disk, folder, quarantine, room},
         peer::transport::{TcpDialer, tcp},
@@ -153,6 +154,8 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     tasks.spawn(status::server::serve(bound.http, door, metrics.clone(), stop.clone()));
     tasks.spawn(measure(node.clone(), metrics, stop.clone()));
     watch_workload(config, &node, &tasks, &stop)?;
+    let probes = config.probes.iter().map(|settings| (settings.clone(), probe::open(settings))).collect();
+    node.look_after(probes, config.moves.clone());
     tasks.spawn(speak(watched, stop.clone()));
     announce(config);
 

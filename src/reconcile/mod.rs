@@ -13,4 +13,5 @@ pub mod mirror;
 pub mod module;
 pub mod ownership;
 pub mod pace;
+pub mod probes;
 pub mod uplink;

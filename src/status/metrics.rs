@@ -67,6 +67,7 @@ struct States {
     workload_up: Gauge,
     workload_failures: Gauge,
     member_reachable: Family<Labels, Gauge>,
+    probe_up: Family<Labels, Gauge>,
     refused: Counter,
     uptime: Float,
     stall: Float,
@@ -179,6 +180,7 @@ impl Metrics {
             states.workload_failures.clone(),
         );
         r.register("member_reachable", "1 if the member answers", states.member_reachable.clone());
+        r.register("probe_up", "1 if the probe passes on this device", states.probe_up.clone());
         r.register("peers_refused", "Calls of sidecars that do not belong here", states.refused.clone());
         r.register("uptime_seconds", "Since this sidecar started", states.uptime.clone());
         r.register("stall_seconds", "The longest stall of this device in ten seconds", states.stall.clone());
@@ -283,6 +285,10 @@ impl States {
         for member in &report.members {
             let label = vec![("device", member.device.clone())];
             self.member_reachable.get_or_create_owned(&label).set(member.reachable.into());
+        }
+        self.probe_up.clear();
+        for (name, up) in report.probes.iter().filter_map(|p| Some((p.name.clone(), p.up?))) {
+            self.probe_up.get_or_create_owned(&vec![("name", name)]).set(up.into());
         }
         self.refused.inner().store(report.knocks.iter().map(|k| k.count).sum(), Ordering::Relaxed);
         self.uptime.set(seconds(report.uptime_ms));

@@ -28,6 +28,7 @@ use crate::{
     clock::{Clock, Moment},
     epoch::Epoch,
     id::{DeviceId, Incarnation, NodeId, StoreId},
+    ownership::moves::Sight,
     site::Site,
     timing::Timing,
 };
@@ -72,6 +73,7 @@ struct Seen {
     unfit: String,
     barred: bool,
     uplink: Option<bool>,
+    sight: Sight,
     rejoining: BTreeMap<DeviceId, String>,
 }
 
@@ -92,6 +94,8 @@ pub struct Contact {
     pub barred: bool,
     /// Whether it reaches the outside; `None` if it has not tried.
     pub uplink: Option<bool>,
+    /// What it sees of the plant.
+    pub sight: Sight,
     /// The version it runs.
     pub version: String,
     /// Which life of its sidecar answered last.
@@ -248,6 +252,16 @@ impl Roster {
         self.seen().uplink = reaches;
     }
 
+    /// Declares what this member sees of the plant, told to the others with the next answer. Whether that is new.
+    pub fn declare_sight(&self, sight: Sight) -> bool {
+        std::mem::replace(&mut self.seen().sight, sight) != sight
+    }
+
+    /// What this member sees of the plant, as it has declared.
+    pub fn sight(&self) -> Sight {
+        self.seen().sight
+    }
+
     /// Says, as the owner, who speaks to the outside. Told to the others with every renewal for that epoch.
     pub fn say(&self, epoch: Epoch, wanted: bool, through: Option<NodeId>) {
         self.now_word(OwnersWord { from: self.node, epoch, wanted, through });
@@ -292,9 +306,9 @@ impl Roster {
     }
 
     fn health(&self) -> super::wire::proto::Health {
-        let (unfit, barred, uplink) = {
+        let (unfit, barred, uplink, sight) = {
             let seen = self.seen();
-            (seen.unfit.clone(), seen.barred, seen.uplink)
+            (seen.unfit.clone(), seen.barred, seen.uplink, seen.sight)
         };
         super::wire::proto::Health {
             unfit,
@@ -305,6 +319,8 @@ impl Roster {
             node: self.node.0,
             joins: self.store.later && !self.members().nodes.contains_key(&self.node),
             uplink: uplink.map_or(0, |reaches| if reaches { 1 } else { 2 }),
+            plant_seen: sight.seen,
+            plant_asked: sight.asked,
         }
     }
 
@@ -352,6 +368,8 @@ impl Roster {
                 2 => Some(false),
                 _ => None,
             };
+            contact.sight =
+                Sight { seen: health.plant_seen.min(health.plant_asked), asked: health.plant_asked };
         }
     }
 
