@@ -47,7 +47,8 @@ pub(super) fn policy(site: &mut Section, notes: &mut Notes) -> Policy {
 fn window(text: &str) -> Option<Window> {
     let minute = |text: &str| {
         let (hour, minute) = text.split_once(':')?;
-        let digits = |text: &str| (text.len() == 2).then(|| text.parse::<u8>().ok()).flatten();
+        let two = |text: &str| text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit());
+        let digits = |text: &str| text.parse::<u8>().ok().filter(|_| two(text));
         let (hour, minute) = (digits(hour)?, digits(minute)?);
         (hour < 24 && minute < 60).then(|| u64::from(hour) * 60 + u64::from(minute))
     };
@@ -165,9 +166,15 @@ fn role(section: &mut Section, beats: bool, notes: &mut Notes) -> Role {
 fn target(section: &mut Section, kind: Option<&Spot<Kind>>, at: &Where, notes: &mut Notes) -> Option<Target> {
     let advice = match kind.map(|kind| kind.value) {
         Some(Kind::Tcp) => "write host:port, such as \"192.168.7.20:502\"",
-        Some(Kind::Http) => "write an address such as \"http://127.0.0.1:8080/ready\"; https is not available",
-        Some(Kind::Grpc) => "write host:port, or host:port/service, such as \"127.0.0.1:50051/plant.v1.Pump\"",
-        Some(Kind::Exec) => "write a list: the program, then its arguments, such as [\"/usr/bin/ask-plc\", \"-q\"]",
+        Some(Kind::Http) => {
+            "write an address such as \"http://127.0.0.1:8080/ready\"; https is not available"
+        }
+        Some(Kind::Grpc) => {
+            "write host:port, or host:port/service, such as \"127.0.0.1:50051/plant.v1.Pump\""
+        }
+        Some(Kind::Exec) => {
+            "write a list: the program, then its arguments, such as [\"/usr/bin/ask-plc\", \"-q\"]"
+        }
         Some(Kind::Heartbeat) => "write the absolute path of the file that the workload touches",
         None => "write what is to be asked",
     };
@@ -218,10 +225,11 @@ fn http(text: &str) -> Result<Target, String> {
     if !path.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(format!("{path:?} holds what has to be written with %"));
     }
-    let place = place(authority).or_else(|why| match authority.ends_with(']') || !authority.contains(':') {
-        true => place(&format!("{authority}:80")),
-        false => Err(why),
-    })?;
+    let place =
+        place(authority).or_else(|why| match authority.ends_with(']') || !authority.contains(':') {
+            true => place(&format!("{authority}:80")),
+            false => Err(why),
+        })?;
     Ok(Target::Http { place, authority: authority.to_owned(), path: path.to_owned() })
 }
 
@@ -291,7 +299,9 @@ mod tests {
         assert_eq!(shown("http://10.0.0.1:8080/a/b?c=1"), "10.0.0.1 8080 /a/b?c=1");
         assert_eq!(shown("http://[fd00::1]/x"), "fd00::1 80 /x");
         assert_eq!(shown("http://[fd00::1]:81"), "fd00::1 81 /");
-        for text in ["https://plc-1", "plc-1:80", "http://", "http://a b/", "http://h:0/", "http://h/\r\nX: y"] {
+        for text in
+            ["https://plc-1", "plc-1:80", "http://", "http://a b/", "http://h:0/", "http://h/\r\nX: y"]
+        {
             assert!(http(text).is_err(), "{text}");
         }
     }

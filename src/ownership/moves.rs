@@ -116,7 +116,7 @@ pub struct Outlook<'a> {
     pub owns: Option<Epoch>,
     /// What this device sees of the plant.
     pub sight: Sight,
-    /// The other devices that could own now, and what they see.
+    /// The other devices that could own now and were heard just now, and what they see.
     pub others: &'a BTreeMap<DeviceId, Sight>,
     /// What the workload fails here, if it does.
     pub failing: Option<&'a str>,
@@ -134,6 +134,8 @@ pub struct Advice {
 /// What was seen so far.
 #[derive(Debug, Clone, Default)]
 pub struct Moves {
+    /// The ownership that the next is about.
+    owned: Option<Epoch>,
     /// Since when others see more than this device.
     better: BTreeMap<DeviceId, Moment>,
     /// Since when the preferred device could own.
@@ -150,6 +152,10 @@ impl Moves {
     /// Looks at everything once.
     pub fn look(&mut self, o: &Outlook<'_>) -> Advice {
         self.count_changes(o);
+        // What was seen as a standby is older than what an owner hears, and somebody may just have been lost.
+        if self.owned != o.owns {
+            (self.owned, self.better) = (o.owns, BTreeMap::new());
+        }
         self.better.retain(|device, _| o.others.get(device).is_some_and(|s| s.is_better_than(o.sight)));
         for (device, _) in o.others.iter().filter(|(_, sight)| sight.is_better_than(o.sight)) {
             self.better.entry(device.clone()).or_insert(o.now);

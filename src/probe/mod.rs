@@ -118,9 +118,7 @@ pub fn open(settings: &Settings) -> Box<dyn Probe> {
         Target::Http { place, authority, path } => {
             Box::new(net::Http::new(place.clone(), authority.clone(), path.clone()))
         }
-        Target::Grpc { place, service } => {
-            Box::new(net::Grpc::new(place.clone(), service.clone(), timeout))
-        }
+        Target::Grpc { place, service } => Box::new(net::Grpc::new(place.clone(), service.clone(), timeout)),
         Target::Exec(command) => {
             Box::new(Exec { command: command.clone().into(), timeout, running: Alone::default() })
         }
@@ -173,7 +171,9 @@ impl Probe for Heartbeat {
             let last = self.last.replace(seen.clone());
             match last {
                 Some(last) if last != seen => Ok(()),
-                Some(_) => Err(format!("{} was not touched since it was last looked at", self.path.display())),
+                Some(_) => {
+                    Err(format!("{} was not touched since it was last looked at", self.path.display()))
+                }
                 None => Err(format!("{} was seen once only", self.path.display())),
             }
         })

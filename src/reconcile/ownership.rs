@@ -253,19 +253,23 @@ impl OwnershipLoop {
     }
 
     /// The member to hand over to if this device has to give up: of the candidates that are reachable and fit, the first that sees
-    /// no less of the plant than another.
+    /// no less of the plant than another. Who was heard just now goes before who may have been lost a moment ago.
     fn best_other(&self, record: &Record, now: Moment) -> Option<DeviceId> {
         let (roster, timing) = (self.group.roster(), self.group.timing());
-        let mut best: Option<(&DeviceId, Sight)> = None;
+        let mut best: Option<(&DeviceId, bool, Sight)> = None;
         for device in record.candidates().into_iter().filter(|device| **device != roster.me) {
             let Some(contact) = roster.contact(device).filter(|c| c.may_take_over(now, &timing)) else {
                 continue;
             };
-            if best.is_none_or(|(_, sight)| contact.sight.is_better_than(sight)) {
-                best = Some((device, contact.sight));
+            let there = contact.heard.is_some_and(|heard| now.since(heard) < timing.refusal());
+            let better = best.is_none_or(|(_, best_there, sight)| {
+                there && !best_there || there == best_there && contact.sight.is_better_than(sight)
+            });
+            if better {
+                best = Some((device, there, contact.sight));
             }
         }
-        best.map(|(device, _)| device.clone())
+        best.map(|(device, ..)| device.clone())
     }
 
     fn successor_until(

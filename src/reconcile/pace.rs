@@ -18,13 +18,13 @@ use crate::{
     id::DeviceId,
     ownership::{
         command::{Command, SettleTiming},
-        moves::{Moves, Outlook, Policy, Sight},
+        moves::{Moves, Outlook, Policy},
         pace::CONFIGURED,
         record::Record,
         view::{Standing, Unfit},
         vitals::{Advice, COOL_DOWN, Situation, Strain, advise},
     },
-    raft::{Group, vote_guard::Ballot},
+    raft::{Group, peer::Contact, vote_guard::Ballot},
 };
 
 const PERIOD: Duration = Duration::from_millis(500);
@@ -147,8 +147,12 @@ impl PaceLoop {
         let led = since(&mut steady.led, role.ballot, now);
         let changed = since(&mut steady.version, pace.version, now);
         let owned = since(&mut steady.owns, owns, now);
-        let others = self.fit_others(&applied.record, now);
-        let other_fit = !others.is_empty();
+        let fit = self.fit_others(&applied.record, now);
+        let other_fit = !fit.is_empty();
+        // An owner hears the others all the time. Who is lost is fit for some time yet, but nobody to give way to.
+        let heard = |contact: &Contact| contact.heard.is_some_and(|at| now.since(at) < timing.refusal());
+        let others = fit.into_iter().filter(|(_, contact)| heard(contact));
+        let others = others.map(|(device, contact)| (device, contact.sight)).collect();
         self.meter.note(|v| v.write.note(now, self.group.slowest_write()));
         let Advice { strain, stretch } = advise(
             &self.meter.read(),
@@ -205,13 +209,13 @@ impl PaceLoop {
             .then_some(Command::SettleTiming(SettleTiming { base: pace.version }))
     }
 
-    /// The other devices that could own now, and what they see of the plant.
-    fn fit_others(&self, record: &Record, now: Moment) -> BTreeMap<DeviceId, Sight> {
+    /// The other devices that could own now.
+    fn fit_others(&self, record: &Record, now: Moment) -> BTreeMap<DeviceId, Contact> {
         let (roster, timing) = (self.group.roster(), self.group.timing());
         let others = record.candidates().into_iter().filter(|device| **device != roster.me);
         let fit = others.filter_map(|device| {
             let contact = roster.contact(device).filter(|c| c.may_take_over(now, &timing))?;
-            Some((device.clone(), contact.sight))
+            Some((device.clone(), contact))
         });
         fit.collect()
     }

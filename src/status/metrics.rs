@@ -313,7 +313,7 @@ impl States {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::report::{Owner, Workload};
+    use crate::status::report::{Owner, Probe, Workload};
 
     fn report() -> Report {
         let mut report = Report {
@@ -328,6 +328,9 @@ mod tests {
             ..Report::default()
         };
         report.hub.requests.insert("204".into(), 9);
+        for (name, up) in [("plc-1", Some(true)), ("plc-2", Some(false)), ("ready", None)] {
+            report.probes.push(Probe { name: name.into(), up, ..Probe::default() });
+        }
         report
     }
 
@@ -355,11 +358,14 @@ mod tests {
             "quorate_hub_lag_seconds 0.0",
             "quorate_hub_requests_total{code=\"204\"} 9",
             "quorate_workload_up 1",
+            "quorate_probe_up{name=\"plc-1\"} 1",
+            "quorate_probe_up{name=\"plc-2\"} 0",
             "quorate_condition{name=\"no.spare\"} 1",
             "quorate_condition{name=\"no.owner\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }
+        assert!(!text.contains("name=\"ready\""), "what is not known is not told: {text}");
         for sample in text.lines().filter(|l| !l.starts_with('#')) {
             let value: f64 = sample.rsplit(' ').next().and_then(|v| v.parse().ok()).expect("a value");
             assert!(value.is_finite(), "{sample}");

@@ -26,7 +26,7 @@ use crate::clock::{BootClock, Clock};
 /// How much of its complaints is read.
 const WORDS_MAX: usize = 1000;
 /// How often is looked for what has left its session, at most.
-const SWEEP_EVERY: Duration = Duration::from_secs(10);
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// How long such a look may take.
 const SWEEP_LIMIT: Duration = Duration::from_millis(200);
 
@@ -62,7 +62,8 @@ pub fn ask_command(command: &[String], limit: Duration) -> Result<(), String> {
         first_line(&text)
     });
     sweep();
-    let words = words.filter(|words| !words.is_empty()).map_or_else(String::new, |words| format!(": {words}"));
+    let words =
+        words.filter(|words| !words.is_empty()).map_or_else(String::new, |words| format!(": {words}"));
     match status {
         _ if !in_time => Err(format!("{program} did not end within {} ms{words}", limit.as_millis())),
         Some(status) if status.success() => Ok(()),

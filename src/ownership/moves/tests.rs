@@ -117,6 +117,15 @@ fn who_sees_more_for_long_enough_follows() {
 }
 
 #[test]
+fn what_was_seen_before_the_ownership_began_does_not_count() {
+    let mut site = Site1::new(new_record());
+    assert!(!site.goes(0, 1, &[(2, 2)]));
+    claim(&mut site.record, 1, 0);
+    assert!(!site.goes(100, 1, &[(2, 2)]), "who was heard as a standby may just have been lost");
+    assert!(site.goes(105, 1, &[(2, 2)]));
+}
+
+#[test]
 fn nothing_moves_while_nobody_is_better_or_the_site_is_paused() {
     let mut site = Site1::new(owned());
     for s in 0..100 {
@@ -156,7 +165,10 @@ fn the_budget_counts_what_nobody_ordered_and_whoever_owned() {
     let advice = site.look(20, 0, &[(2, 2)], Some("it hangs"));
     assert_eq!(advice.gives_way, None);
     let held = advice.held.expect("it is told");
-    assert!(held.contains("it hangs") && held.contains("2 changes") && held.contains("2 are allowed"), "{held}");
+    assert!(
+        held.contains("it hangs") && held.contains("2 changes") && held.contains("2 are allowed"),
+        "{held}"
+    );
     assert!(site.look(3609, 2, &[(2, 0)], Some("it hangs")).held.is_some());
     assert!(site.look(3610, 2, &[(2, 0)], Some("it hangs")).gives_way.is_some(), "the first is an hour old");
 
@@ -176,7 +188,10 @@ fn the_budget_counts_what_nobody_ordered_and_whoever_owned() {
     hand_over(&mut site.record, 2, 0);
     claim(&mut site.record, 2, 0);
     site.me = device(2);
-    assert!(site.look(1, 2, &[(1, 2)], Some("it hangs")).gives_way.is_some(), "a person's orders do not count");
+    assert!(
+        site.look(1, 2, &[(1, 2)], Some("it hangs")).gives_way.is_some(),
+        "a person's orders do not count"
+    );
 }
 
 #[test]
@@ -185,7 +200,8 @@ fn after_a_restart_the_budget_is_read_from_the_history() {
     for (n, minute) in [(2, 10), (1, 20), (2, 50), (1, 55)] {
         hand_over(&mut record, n, minute * 60_000);
     }
-    for (minute, limit, goes) in [(60, 4, false), (60, 5, true), (75, 4, true), (75, 3, false), (85, 3, true)] {
+    for (minute, limit, goes) in [(60, 4, false), (60, 5, true), (75, 4, true), (75, 3, false), (85, 3, true)]
+    {
         let mut site = Site1::new(record.clone());
         (site.policy.changes_per_hour, site.unix_ms) = (limit, minute * 60_000);
         let advice = site.look(0, 2, &[(2, 2)], Some("it hangs"));

@@ -483,6 +483,8 @@ mod tests {
             joins: false,
             barred: true,
             uplink: 7,
+            plant_seen: 9,
+            plant_asked: 2,
         };
         assert!(roster.has_vote(node), "nothing else was heard");
         roster.heard(node, &DeviceId::new("edge-2").expect("a name"), Some(health));
@@ -491,6 +493,7 @@ mod tests {
         assert!(!contact.unfit.contains(char::is_control));
         assert!(!roster.has_vote(node));
         assert_eq!(contact.uplink, None, "a word of a later version says nothing");
+        assert_eq!(contact.sight, Sight { seen: 2, asked: 2 }, "nobody sees more than there is");
     }
 
     #[test]
