@@ -5,6 +5,7 @@
 //! not help. A reader that goes away early (`quorate status | head`) is no error.
 
 mod check;
+mod check_workload;
 mod client;
 #[cfg(feature = "emulator")]
 mod demo;
@@ -62,6 +63,7 @@ enum Command {
     Demo(demo::Args),
     Run(run::Args),
     Check(check::Args),
+    CheckWorkload(check_workload::Args),
     Status(status::Args),
     Leader(leader::Args),
     Why(why::Args),
@@ -100,6 +102,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             Command::Demo(args) => demo::run(args, environment).await,
             Command::Run(args) => run::run(args, environment).await,
             Command::Check(args) => check::run(args, environment).await,
+            Command::CheckWorkload(args) => check_workload::run(args, environment).await,
             Command::Status(args) => status::run(args, environment).await,
             Command::Leader(args) => leader::run(args, environment).await,
             Command::Why(args) => why::run(args, environment).await,

@@ -35,7 +35,8 @@ use crate::{
     id::DeviceId,
     ownership::moves::Policy,
     site::{Member, Site},
-    workload::runtime::Api,
+    timing::Timing,
+    workload::{Kind, Settings, User, runtime::Api},
 };
 
 /// Where the file is looked for if nobody says otherwise.
@@ -173,7 +174,42 @@ pub enum Workload {
         stop_timeout: Duration,
         /// `workload.on_standby`: what undoes the rest of it; may be empty.
         on_standby: Vec<String>,
+        /// `workload.user`: whom it runs as; as the sidecar if absent.
+        user: Option<User>,
     },
+}
+
+impl Workload {
+    /// What the workload's door is told, and the kind's name.
+    pub fn settings(&self, timing: &Timing) -> (Settings, &'static str) {
+        let stop_grace = timing.stop_grace();
+        match self {
+            Workload::None => (Settings { stop_grace, ..Settings::default() }, "none"),
+            Workload::Gate { .. } => (Settings { stop_grace, ..Settings::default() }, "gate"),
+            Workload::Process { command, working_dir, env, stop_timeout, on_standby, user } => {
+                let settings = Settings {
+                    kind: Kind::Process,
+                    command: command.clone(),
+                    undo: on_standby.clone(),
+                    working_dir: working_dir.clone(),
+                    user: *user,
+                    env: env.clone(),
+                    stop_grace,
+                    stop_timeout: *stop_timeout,
+                };
+                (settings, "process")
+            }
+            Workload::Container { api, socket, name, stop_timeout } => {
+                let settings = Settings::container(*api, socket, name, *stop_timeout);
+                (Settings { stop_grace, ..settings }, api.noun())
+            }
+            Workload::Hooks { on_owner, on_standby, working_dir, env } => {
+                let (working_dir, env) = (working_dir.clone(), env.clone());
+                let settings = Settings::hooks(on_owner, on_standby);
+                (Settings { stop_grace, working_dir, env, ..settings }, "hooks")
+            }
+        }
+    }
 }
 
 /// Section `log`.

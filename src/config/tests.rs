@@ -119,10 +119,10 @@ fn the_environment_wins_and_may_say_everything() {
     let env = BTreeMap::from([("Tz__Name".to_owned(), "UTC".to_owned())]);
     let command = vec!["/app/run".to_owned(), "--fast".to_owned()];
     let stop_timeout = Duration::from_secs(30);
-    let on_standby = Vec::new();
+    let (on_standby, user) = (Vec::new(), None);
     assert_eq!(
         config.workload,
-        Workload::Process { command, working_dir: None, env, stop_timeout, on_standby }
+        Workload::Process { command, working_dir: None, env, stop_timeout, on_standby, user }
     );
     let hub = &config.hub;
     assert_eq!((hub.mirror, hub.flag.to_string().as_str()), (MirrorKind::DeviceTwin, "plant.owner"));

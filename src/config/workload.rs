@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use crate::{
     timing::Timing,
-    workload::{STOP_TIMEOUT, Settings, runtime::Api},
+    workload::{STOP_TIMEOUT, Settings, User, runtime::Api},
 };
 
 use super::{
@@ -52,6 +52,7 @@ pub(super) fn read(mut section: Section, control: Option<&Path>, notes: &mut Not
     let env = environment(section.section("env", notes), notes);
     let stop_timeout = stop_timeout(&mut section, notes);
     let gate = gate(&mut section, control, kind.as_ref().map(|kind| kind.value), notes);
+    let user = user(&mut section, kind.as_ref(), notes);
     let container = container(&mut section, kind.as_ref(), stop_timeout, notes);
     let [on_owner, on_standby] = hooks(&mut section, kind.as_ref(), notes);
     section.not_yet("health", notes, "leave it out; a workload that ends is restarted on the owner");
@@ -77,7 +78,14 @@ pub(super) fn read(mut section: Section, control: Option<&Path>, notes: &mut Not
             if command.value.iter().any(|part| part.contains('\0')) {
                 notes.fault(&command.at, &command_key, "holds a zero byte", COMMAND_ADVICE);
             }
-            Some(Workload::Process { command: command.value, working_dir, env, stop_timeout, on_standby })
+            Some(Workload::Process {
+                command: command.value,
+                working_dir,
+                env,
+                stop_timeout,
+                on_standby,
+                user,
+            })
         }
         (Kind::Process, None) => {
             if !command_broken {
@@ -200,6 +208,26 @@ fn container(
         foreign(section, "runtime_socket", socket.as_ref(), "\"module\" or \"container\"", notes);
     }
     found
+}
+
+/// `workload.user`. Names are looked up on this device.
+fn user(section: &mut Section, kind: Option<&Spot<Kind>>, notes: &mut Notes) -> Option<User> {
+    let named = |text: &str| {
+        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        User::named(text, &passwd)
+    };
+    let advice = "write a user of this device, or numbers: \"1000:1000\"";
+    let spot = section.parsed("user", notes, named, advice);
+    if !kind.is_some_and(|kind| kind.value == Kind::Process) {
+        foreign(section, "user", spot.as_ref(), "\"process\"", notes);
+    } else if let Some(spot) = &spot
+        && !rustix::process::geteuid().is_root()
+        && spot.value.uid != rustix::process::geteuid().as_raw()
+    {
+        let problem = "is another user, and this sidecar does not run as root";
+        notes.fault(&spot.at, &section.full("user"), problem, "run the sidecar as root or as that user");
+    }
+    spot.map(|spot| spot.value)
 }
 
 /// `on_owner` and `on_standby`.

@@ -50,7 +50,7 @@ impl LeaseFile {
         let found = rustix::fs::statfs(folder).map_err(|e| {
             format!("{}: {e}; the folder of the lease file has to be there", folder.display())
         })?;
-        if IN_MEMORY.iter().any(|kind| found.f_type == *kind) {
+        if IN_MEMORY.contains(&found.f_type) {
             return Ok(());
         }
         Err(format!(

@@ -431,34 +431,7 @@ async fn open_workload(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<(workload::Opened, &'static str), Failure> {
-    let stop_grace = config.site.timing.stop_grace();
-    let (settings, kind) = match &config.workload {
-        config::Workload::None | config::Workload::Gate { .. } => {
-            let kind = if config.workload == config::Workload::None { "none" } else { "gate" };
-            (workload::Settings { stop_grace, ..workload::Settings::default() }, kind)
-        }
-        config::Workload::Process { command, working_dir, env, stop_timeout, on_standby } => {
-            let settings = workload::Settings {
-                kind: workload::Kind::Process,
-                command: command.clone(),
-                undo: on_standby.clone(),
-                working_dir: working_dir.clone(),
-                env: env.clone(),
-                stop_grace,
-                stop_timeout: *stop_timeout,
-            };
-            (settings, "process")
-        }
-        config::Workload::Container { api, socket, name, stop_timeout } => {
-            let settings = workload::Settings::container(*api, socket, name, *stop_timeout);
-            (workload::Settings { stop_grace, ..settings }, api.noun())
-        }
-        config::Workload::Hooks { on_owner, on_standby, working_dir, env } => {
-            let (working_dir, env) = (working_dir.clone(), env.clone());
-            let settings = workload::Settings::hooks(on_owner, on_standby);
-            (workload::Settings { stop_grace, working_dir, env, ..settings }, "hooks")
-        }
-    };
+    let (settings, kind) = config.workload.settings(&config.site.timing);
     let others = config.site.members.iter().filter(|m| m.device != config.me);
     let context = Context {
         program: None,

@@ -26,7 +26,7 @@ use std::{
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-use super::{cgroup, footing::Footing, wire::Text};
+use super::{cgroup, fencer::SELF, footing::Footing, user::User, wire::Text};
 
 /// What the shim says first when it is in the workload's cgroup.
 pub(super) const INSIDE: &str = "inside";
@@ -43,11 +43,12 @@ pub(super) fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 /// The same in two steps; `args` are those after the word `fencer-shim` or `fencer-wait`: the standing to go back to, the
-/// cgroup to move to (empty for none), then as in [`main`]. The epoch comes through the socket.
+/// cgroup to move to and the user to become (each empty for none), then as in [`main`]. The epoch comes through the socket.
 pub(super) fn shim(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(mut report) = report() else { return ExitCode::from(126) };
     let footing = args.next().and_then(|arg| Footing::from_arg(&arg));
     let dir = args.next().map(PathBuf::from).unwrap_or_default();
+    let user = args.next().unwrap_or_default();
     let why = match (footing, tie(&mut args)) {
         (None, _) => "the shim was called by hand".into(),
         (_, Err(why)) => why,
@@ -61,6 +62,7 @@ pub(super) fn shim(mut args: impl Iterator<Item = OsString>) -> ExitCode {
             let mut epoch = String::new();
             let told = report.write_all(place.as_bytes());
             match told.and_then(|()| BufReader::new(&report).read_line(&mut epoch)) {
+                Ok(n) if n > 0 && !user.is_empty() => become_user(&user, args, epoch.trim_end()),
                 Ok(n) if n > 0 => become_workload(args, Some(epoch.trim_end())),
                 // Nobody wants a workload any more.
                 _ => return ExitCode::SUCCESS,
@@ -85,6 +87,19 @@ fn tie(args: &mut impl Iterator<Item = OsString>) -> Result<(), String> {
         return Err("the fencer is gone".into());
     }
     Ok(())
+}
+
+/// Becomes the workload as another user. That loosens the tie, which the kernel drops with the old user: so this process becomes
+/// `quorate fencer-exec` as that user first, which ties itself again.
+#[expect(clippy::disallowed_methods, reason = "this is the process that becomes the workload")]
+fn become_user(user: &std::ffi::OsStr, args: impl Iterator<Item = OsString>, epoch: &str) -> String {
+    let Some(User { uid, gid }) = user.to_str().and_then(|user| user.parse().ok()) else {
+        return "the shim was called by hand".into();
+    };
+    let fencer = getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    let mut same = Command::new(SELF);
+    same.arg("fencer-exec").arg(fencer.to_string()).args(args).env("QUORATE_EPOCH", epoch).uid(uid).gid(gid);
+    format!("user {uid}:{gid}: {}", same.exec())
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the process that becomes the workload")]

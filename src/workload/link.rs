@@ -65,6 +65,7 @@ impl Link {
             site: context.site_digest,
             members: context.members.clone(),
             dir: settings.working_dir.clone(),
+            user: settings.user,
             undo: settings.undo.iter().map(Into::into).collect(),
             command: settings.command.iter().map(Into::into).collect(),
         };

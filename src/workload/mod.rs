@@ -7,6 +7,7 @@
 mod asked;
 mod cgroup;
 mod driver;
+pub mod exam;
 mod fence;
 mod fencer;
 mod fencer_exec;
@@ -32,6 +33,7 @@ mod sidecar;
 mod ticker;
 pub mod ticks;
 mod undo;
+mod user;
 mod wire;
 
 use std::{future::Future, pin::Pin, sync::Arc};
@@ -50,6 +52,7 @@ pub use self::{
     program::find_program,
     settings::{Kind, STOP_TIMEOUT, Settings},
     ticker::EVERY as TICK_EVERY,
+    user::User,
 };
 
 /// A boxed future, so that workloads can be handed in behind a pointer.

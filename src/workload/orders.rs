@@ -5,6 +5,8 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
+use super::user::User;
+
 /// What the sidecar hands over on the command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Orders {
@@ -30,6 +32,8 @@ pub(super) struct Orders {
     pub(super) members: Vec<String>,
     /// Where the workload runs; the sidecar's own folder if absent.
     pub(super) dir: Option<PathBuf>,
+    /// Whom the workload runs as; the sidecar's own user if absent.
+    pub(super) user: Option<User>,
     /// What undoes whatever the workload leaves behind that is no process, and its arguments. Empty: there is nothing of the kind.
     pub(super) undo: Vec<OsString>,
     /// The program and its arguments. Empty where nothing is ever started, only remains are ended.
@@ -53,6 +57,7 @@ impl Orders {
             self.members.join(" ").into(),
             self.dir.clone().unwrap_or_default().into(),
         ];
+        args.push(self.user.map(|user| user.to_string()).unwrap_or_default().into());
         args.push(self.undo.len().to_string().into());
         args.extend(self.undo.iter().chain(&self.command).cloned());
         args
@@ -75,6 +80,10 @@ impl Orders {
             site: number(args.next())?,
             members: args.next()?.to_str()?.split_ascii_whitespace().map(Into::into).collect(),
             dir: Some(PathBuf::from(args.next()?)).filter(|dir| !dir.as_os_str().is_empty()),
+            user: match args.next()?.to_str()? {
+                "" => None,
+                user => Some(user.parse().ok()?),
+            },
             undo: {
                 let count = number::<u8>(args.next())?;
                 (0..count).map(|_| args.next()).collect::<Option<_>>()?
@@ -103,6 +112,7 @@ mod tests {
                 site: u64::MAX,
                 members: vec!["10.0.0.2:7600".into(), "[fe80::1]:7600".into()],
                 dir,
+                user: after_session.map(|_| User { uid: 1000, gid: 50 }),
                 undo: if after_session.is_some() { vec!["undo".into(), "".into()] } else { Vec::new() },
                 command: vec!["app".into(), "--flag".into(), "".into()],
             };

@@ -28,21 +28,16 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Kills, in one look through all processes, what is in the cgroup of `mark` or carries it in its environment, or belongs to `session`. Returns how many were found alive.
 pub(super) fn kill(mark: &str, session: Option<i32>) -> usize {
     let cgroup = cgroup::name(mark);
-    let mark = format!("{MARK}={mark}");
     let mut found = 0;
     // The newest first: what keeps replacing itself by a child is among them, and shall not do it again before it is looked at.
     for pid in all().into_iter().rev().filter(|pid| *pid != getpid()) {
         let pidfd = pidfd_open(pid, PidfdFlags::empty());
-        let marked = || {
-            let environ = std::fs::read(format!("/proc/{}/environ", raw(pid))).unwrap_or_default();
-            environ.split(|b| *b == 0).any(|variable| variable == mark.as_bytes())
-        };
         let confined = || {
             let of = std::fs::read_to_string(format!("/proc/{}/cgroup", raw(pid))).unwrap_or_default();
             cgroup::is_in(&of, &cgroup)
         };
         let Some(stat) = stat(pid) else { continue };
-        if !stat.ended && (session == Some(stat.session) || confined() || marked()) {
+        if !stat.ended && (session == Some(stat.session) || confined() || carries(pid, mark)) {
             found += 1;
             match pidfd {
                 Ok(pidfd) => {
@@ -55,6 +50,29 @@ pub(super) fn kill(mark: &str, session: Option<i32>) -> usize {
         }
     }
     found
+}
+
+/// Whether a process is there and has not ended.
+pub(super) fn lives(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.and_then(stat).is_some_and(|stat| !stat.ended)
+}
+
+/// The command lines of all processes that carry `mark`, shortened for people.
+pub(super) fn marked(mark: &str) -> Vec<String> {
+    let line = |pid: Pid| {
+        let words = std::fs::read(format!("/proc/{}/cmdline", raw(pid))).unwrap_or_default();
+        let line = String::from_utf8_lossy(&words).replace('\0', " ");
+        format!("{} ({})", line.trim().chars().take(60).collect::<String>(), raw(pid))
+    };
+    let found = all().into_iter().filter(|pid| carries(*pid, mark) && stat(*pid).is_some_and(|s| !s.ended));
+    found.map(line).collect()
+}
+
+fn carries(pid: Pid, mark: &str) -> bool {
+    let mark = format!("{MARK}={mark}");
+    let environ = std::fs::read(format!("/proc/{}/environ", raw(pid))).unwrap_or_default();
+    environ.split(|b| *b == 0).any(|variable| variable == mark.as_bytes())
 }
 
 /// Makes this process the one that the orphans of its fencers come to. Whether it is that now. All children that it starts

@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::{fencer::SELF, runtime::Api};
+use super::{fencer::SELF, runtime::Api, user::User};
 use crate::timing::{Fault, Timing};
 
 /// How long a planned stop may wait for a workload.
@@ -44,6 +44,9 @@ pub struct Settings {
     pub undo: Vec<String>,
     /// The folder to run in. Default: the sidecar's own.
     pub working_dir: Option<PathBuf>,
+    /// Whom it runs as. Default: as the sidecar does. Only root may start it as another user.
+    #[serde(skip)]
+    pub user: Option<User>,
     /// Environment variables for the workload, besides those the sidecar itself has. Names starting with `QUORATE_`
     /// belong to Quorate.
     pub env: BTreeMap<String, String>,
@@ -64,6 +67,7 @@ impl Default for Settings {
             command: Vec::new(),
             undo: Vec::new(),
             working_dir: None,
+            user: None,
             env: BTreeMap::new(),
             stop_grace: crate::timing::Settings::default().stop_grace,
             stop_timeout: Duration::from_secs(10),

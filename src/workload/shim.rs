@@ -67,6 +67,7 @@ impl Shim {
             .arg(if waits { "fencer-wait" } else { "fencer-shim" })
             .arg(footing.to_arg())
             .arg(cgroup.unwrap_or(Path::new("")))
+            .arg(orders.user.map(|user| user.to_string()).unwrap_or_default())
             .arg(getpid().to_string())
             .arg(orders.dir.clone().unwrap_or_default())
             .args(&orders.command)

@@ -201,7 +201,17 @@ fn the_workload() {
     with("workload_no_kind", "[workload]\ncommand = [\"/app/run\"]\n");
     with("workload_none_with_command", "[workload]\nkind = \"none\"\ncommand = [\"/app/run\"]\n");
     with("workload_kinds", "[workload]\nkind = \"module\"\n");
-    with("workload_unknown_kind", "[workload]\nkind = \"container\"\n");
+    with("workload_unknown_kind", "[workload]\nkind = \"vm\"\n");
+    with(
+        "workload_of_other_kinds",
+        "[workload]\nkind = \"process\"\ncommand = [\"/app/run\"]\nuser = \"no-such-user\"\nmodule = \"pump\"\ncontainer = \"a b\"\n\
+         lease_file = \"/run/\"\nsocket = \"here\"\non_owner = []\nruntime_socket = \"/run/x.sock\"\n",
+    );
+    with(
+        "workload_container",
+        "[workload]\nkind = \"container\"\ncontainer = \"pump\"\nlease_file = \"/run/lease.json\"\n",
+    );
+    with("workload_hooks", "[workload]\nkind = \"hooks\"\non_owner = [\"/app/take\"]\n");
     with(
         "workload_env",
         "[workload]\nkind = \"none\"\nworking_dir = \"here\"\nenv = { QUORATE_EPOCH = \"1\", \"A=B\" = \"x\", C = [] }\n",

@@ -8,7 +8,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn help_texts() {
-    let mut commands = vec!["run", "check", "status", "leader", "why", "transfer", "fleet"];
+    let mut commands = vec!["run", "check", "check-workload", "status", "leader", "why", "transfer", "fleet"];
     commands.extend(["pause", "resume", "drain", "undrain", "prefer"]);
     if cfg!(feature = "emulator") {
         commands.push("demo");

@@ -6,6 +6,7 @@ mod demo;
 mod disk;
 #[cfg(feature = "emulator")]
 mod edge_cli;
+mod exam;
 mod fencer;
 mod folders;
 mod footing;

@@ -291,6 +291,8 @@ impl Stage {
                 "1",
                 "",
                 "",
+                "",
+                "0",
             ])
             .args(self.settings().command)
             .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -104,3 +104,39 @@ fn a_planned_stop_waits_for_a_workload_that_takes_its_time() {
     let log = site.log(owner);
     assert!(log.contains("all is put away"), "{log}");
 }
+
+#[test]
+fn a_process_runs_as_the_user_that_is_named_and_dies_with_its_fencer() {
+    if !rustix::process::geteuid().is_root() {
+        return super::not_tested("only root may start a process as another user");
+    }
+    let script = "id -u > who; id -g >> who; id -G >> who; while true; do sleep 0.02; done";
+    let words = serde_json::json!(["/bin/sh", "-c", script]);
+    let workload = format!("kind = \"process\"\nuser = \"65534:65534\"\ncommand = {words}");
+    let mut site = Site::with(Plan { workload: Some(workload), ..Plan::default() });
+    for n in 0..3 {
+        // Where it may write.
+        let home = site.file(&format!("edge-{}", n + 1));
+        for folder in [site.folder.path(), &home] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).expect("opens it");
+        }
+    }
+    site.start_all();
+    let (owner, _) = site.owner(0);
+    let who = site.file(&format!("edge-{}/who", owner + 1));
+    let text = until("the workload to say who it is", || {
+        fs::read_to_string(&who).ok().filter(|text| text.lines().count() == 3)
+    });
+    assert_eq!(text, "65534\n65534\n65534\n");
+    let report = site.reports(owner, "its process", |r| r.workload.pid.is_some());
+    let pid = report.workload.pid.expect("just seen");
+    // Its fencer is killed: the kernel ends it, although it is another user's.
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("runs");
+    let fencer: u32 =
+        status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok()).expect("a parent");
+    super::site::send(fencer, rustix::process::Signal::KILL);
+    until("the workload to end", || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        (stat.is_empty() || stat.contains(") Z")).then_some(())
+    });
+}
