@@ -127,6 +127,7 @@ impl CandidacyLoop {
             };
             let stands = stands && *unfit.borrow_and_update() != Some(Unfit::Leaving);
             let wait_until = self.earliest(&record.borrow_and_update().clone(), &mut turns);
+            let wait_until = self.last_look().map_or(wait_until, |look| look.min(wait_until));
             let clock = self.clock.clone();
             tokio::select! {
                 biased;
@@ -198,6 +199,14 @@ impl CandidacyLoop {
             }
         };
         earliest.max(guard)
+    }
+
+    /// A moment before the guard lets this device vote, if that is still ahead. Who had better go first may have been heard since
+    /// it was looked at.
+    fn last_look(&self) -> Option<Moment> {
+        let left = self.group.guard().may_vote().err()?.left()?;
+        let ahead = left.checked_sub(self.group.timing().stagger())?;
+        (ahead > Duration::from_millis(1)).then(|| self.clock.now() + ahead)
     }
 
     /// Until when this device leaves a leader alone that it hears, since it could not claim itself. Two devices that may

@@ -25,6 +25,7 @@ use crate::{
         vitals::{Advice, COOL_DOWN, Situation, Strain, advise},
     },
     raft::{Group, peer::Contact, vote_guard::Ballot},
+    timing::Timing,
 };
 
 const PERIOD: Duration = Duration::from_millis(500);
@@ -91,6 +92,11 @@ fn since<T: PartialEq>(memory: &mut Option<(T, Moment)>, thing: T, now: Moment) 
     }
 }
 
+/// Whether it was heard so lately that it is surely there, if it is the owner or this device is: an owner asks again and again.
+fn is_heard(contact: &Contact, now: Moment, timing: &Timing) -> bool {
+    contact.heard.is_some_and(|heard| now.since(heard) < timing.refusal())
+}
+
 impl PaceLoop {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
@@ -150,8 +156,7 @@ impl PaceLoop {
         let fit = self.fit_others(&applied.record, now);
         let other_fit = !fit.is_empty();
         // An owner hears the others all the time. Who is lost is fit for some time yet, but nobody to give way to.
-        let heard = |contact: &Contact| contact.heard.is_some_and(|at| now.since(at) < timing.refusal());
-        let others = fit.into_iter().filter(|(_, contact)| heard(contact));
+        let others = fit.into_iter().filter(|(_, contact)| is_heard(contact, now, &timing));
         let others = others.map(|(device, contact)| (device, contact.sight)).collect();
         self.meter.note(|v| v.write.note(now, self.group.slowest_write()));
         let Advice { strain, stretch } = advise(
@@ -209,13 +214,14 @@ impl PaceLoop {
             .then_some(Command::SettleTiming(SettleTiming { base: pace.version }))
     }
 
-    /// The other devices that could own now.
+    /// The other devices that could own now. An owner that is not heard any more is lost, whatever it said last.
     fn fit_others(&self, record: &Record, now: Moment) -> BTreeMap<DeviceId, Contact> {
         let (roster, timing) = (self.group.roster(), self.group.timing());
         let others = record.candidates().into_iter().filter(|device| **device != roster.me);
         let fit = others.filter_map(|device| {
             let contact = roster.contact(device).filter(|c| c.may_take_over(now, &timing))?;
-            Some((device.clone(), contact))
+            let there = !record.is_held_by(device) || is_heard(&contact, now, &timing);
+            there.then(|| (device.clone(), contact))
         });
         fit.collect()
     }
