@@ -92,6 +92,10 @@ conditions! {
     WorkloadCannotStart = "workload.cannot_start", Critical,
         "The workload's command cannot be started on this device.",
         "Check workload.command: the program must exist here and be executable.";
+    /// Not all devices run the same.
+    BuildDiffers = "build.differs", Warning,
+        "The devices of the site do not all run the same sidecar and workload, so after a takeover something else runs than before.",
+        "Finish the update: the standbys first, then `quorate transfer`, then the old owner.";
     /// The workload cannot be ended.
     WorkloadCannotStop = "workload.cannot_stop", Critical,
         "What ends the workload on this device fails, so parts of it may still work here; this device votes for no other meanwhile.",

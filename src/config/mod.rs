@@ -61,6 +61,8 @@ pub struct Config {
     pub storage: Storage,
     /// What runs on the owner.
     pub workload: Workload,
+    /// `workload.fingerprint_files`: what belongs to the workload's build besides its program. Absolute paths.
+    pub fingerprint_files: Vec<PathBuf>,
     /// Whether and how the cloud is told.
     pub hub: crate::hub::Settings,
     /// What is asked, to know how well off this device is.
@@ -260,6 +262,7 @@ pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Config, Fa
     section.done(notes);
     let mine = me.as_ref().and_then(|me| members.iter().find(|m| m.device == *me));
     let (peer, control, http, storage) = listeners::all(&mut root, mine, environment, notes);
+    let fingerprint_files = workload::fingerprint_files(&mut work, notes);
     let workload = workload::read(work, control.socket.as_deref(), notes);
     let hub = hub::read(root.section("hub", notes), environment, notes);
     let log = log(root.section("log", notes), notes);
@@ -279,6 +282,7 @@ pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Config, Fa
             http,
             storage,
             workload,
+            fingerprint_files,
             hub,
             probes,
             moves,

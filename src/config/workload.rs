@@ -1,6 +1,10 @@
 //! The section `workload`: what runs on the owner. `stop_grace` is read here and checked with the timing.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     timing::Timing,
@@ -36,6 +40,20 @@ fn stop_timeout(section: &mut Section, notes: &mut Notes) -> Duration {
         notes.fault(&spot.at, &key, problem, "use the time your workload needs to end in good order");
     }
     spot.value
+}
+
+/// `workload.fingerprint_files`.
+pub(super) fn fingerprint_files(section: &mut Section, notes: &mut Notes) -> Vec<PathBuf> {
+    let advice = "write a list of absolute paths, such as [\"/srv/model.onnx\"]";
+    let Some(spot) = section.texts("fingerprint_files", notes, advice) else { return Vec::new() };
+    let mut files = Vec::new();
+    for text in &spot.value {
+        match absolute(text, 4000) {
+            Ok(path) => files.push(path),
+            Err(problem) => notes.fault(&spot.at, &section.full("fingerprint_files"), problem, advice),
+        }
+    }
+    files
 }
 
 /// The rest of the section. `control` is the control socket.

@@ -3,6 +3,7 @@
 //! [`Node::start`] is handed everything that touches the world ([`Environment`]), so that the same node runs on a real
 //! device and in a simulated site. The loops meet only through the watch channels made here.
 
+mod care;
 mod corridor;
 pub mod door;
 mod health;

@@ -228,7 +228,7 @@ impl NodeDoor {
             doubtful: false,
             device: roster.me.to_string(),
             role: role.to_owned(),
-            build: crate::raft::peer::VERSION.to_owned(),
+            build: roster.build(),
             members: members.into_iter().map(member).collect(),
             may_fail,
             paused: record.paused.as_ref().map(|note| format!("{}: {}", note.actor, note.reason)),

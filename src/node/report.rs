@@ -175,7 +175,7 @@ impl NodeDoor {
                 role: m.role.to_string(),
                 reachable,
                 last_heard_ms: silence.map(millis),
-                build: if me { VERSION.into() } else { contact.version },
+                build: if me { roster.build() } else { contact.version },
                 fit: unfit.is_empty(),
                 unfit_reason: (!unfit.is_empty()).then_some(unfit),
             }
@@ -346,6 +346,7 @@ impl NodeDoor {
             raised.push(Raised::new(Condition::DiskFailed, failure.error.clone()));
         }
         raised.extend(node.folder.borrow().iter().cloned());
+        raised.extend(builds_differ(members));
         let ailing = |(what, why): (&&'static str, &String)| {
             Raised::new(Condition::WorkloadUnhealthy, format!("{what}: {why}"))
         };
@@ -386,6 +387,19 @@ impl NodeDoor {
         }
         raised
     }
+}
+
+/// Those that may be asked to own shall run the same. Who was not heard yet is not counted.
+fn builds_differ(members: &[report::Member]) -> Option<Raised> {
+    let told = members.iter().filter(|m| m.reachable && !m.build.is_empty() && m.role != "witness");
+    let mut by_build: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    told.for_each(|m| by_build.entry(&m.build).or_default().push(&m.device));
+    if by_build.len() < 2 {
+        return None;
+    }
+    let parts: Vec<String> =
+        by_build.iter().map(|(build, devices)| format!("{build} on {}", devices.join(", "))).collect();
+    Some(Raised::new(Condition::BuildDiffers, parts.join("; ")))
 }
 
 fn orders(record: &Record) -> report::Orders {

@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Environment, Node,
+    Environment, Node, care,
     door::{NodeDoor, Surroundings},
 };
 use crate::{
@@ -38,7 +38,7 @@ use crate::{
         peer::transport::{TcpDialer, tcp},
     },
     status::{self, metrics::Metrics},
-    workload::{self, Context, find_program, runtime::Runtime},
+    workload::{self, Context},
 };
 
 /// Why the sidecar did not start, or ended by itself.
@@ -153,7 +153,7 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     let watched = door.clone();
     tasks.spawn(status::server::serve(bound.http, door, metrics.clone(), stop.clone()));
     tasks.spawn(measure(node.clone(), metrics, stop.clone()));
-    watch_workload(config, &node, &tasks, &stop)?;
+    care::watch(config, &node, &tasks, &stop).map_err(Failure::Trouble)?;
     let probes = config.probes.iter().map(|settings| (settings.clone(), probe::open(settings))).collect();
     node.look_after(probes, config.moves.clone());
     tasks.spawn(speak(watched, stop.clone()));
@@ -259,108 +259,6 @@ async fn watch_room(
             raised.push(Raised::new(Condition::StoreQuarantined, detail));
         }
         node.tell_of_folder(raised);
-    }
-}
-
-/// Looks after what the workload needs on this device while it does not run here. A device that lacks it does not take over; what
-/// runs is left alone, whatever became of its file.
-fn watch_workload(
-    config: &Config,
-    node: &Arc<Node>,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<(), Failure> {
-    match &config.workload {
-        config::Workload::None | config::Workload::Gate { .. } => {}
-        config::Workload::Process { command, working_dir, env, on_standby, .. } => {
-            let programs = [command, on_standby].into_iter().filter_map(|c| c.first().cloned()).collect();
-            tasks.spawn(watch_programs(
-                node.clone(),
-                programs,
-                working_dir.clone(),
-                env.clone(),
-                stop.clone(),
-            ));
-        }
-        config::Workload::Hooks { on_owner, on_standby, working_dir, env } => {
-            let programs = [on_owner, on_standby].into_iter().filter_map(|c| c.first().cloned()).collect();
-            tasks.spawn(watch_programs(
-                node.clone(),
-                programs,
-                working_dir.clone(),
-                env.clone(),
-                stop.clone(),
-            ));
-        }
-        config::Workload::Container { api, socket, name, .. } => {
-            let runtime = Runtime::new(*api, socket.clone(), name).map_err(Failure::Trouble)?;
-            tasks.spawn(watch_container(node.clone(), runtime, stop.clone()));
-        }
-    }
-    Ok(())
-}
-
-async fn watch_programs(
-    node: Arc<Node>,
-    programs: Vec<String>,
-    working_dir: Option<std::path::PathBuf>,
-    env: BTreeMap<String, String>,
-    stop: CancellationToken,
-) {
-    let mut tick = tokio::time::interval(Duration::from_secs(2));
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        let (programs, folder, env) = (programs.clone(), working_dir.clone(), env.clone());
-        let find =
-            move || programs.iter().try_for_each(|p| find_program(p, folder.as_deref(), &env).map(drop));
-        let found = tokio::task::spawn_blocking(find).await;
-        let runs = node.observed.borrow().may_run();
-        if let Ok(found) = found {
-            node.ails("program", found.err().filter(|_| !runs));
-        }
-    }
-}
-
-/// Whoever runs containers may start this one by itself: after a deployment IoT Edge does so on every device.
-async fn watch_container(node: Arc<Node>, runtime: Runtime, stop: CancellationToken) {
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        let seen = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            seen = runtime.look() => seen,
-        };
-        if node.observed.borrow().may_run() {
-            node.ails("container", None);
-            continue;
-        }
-        let ailment = match seen {
-            Ok(None) => Some(format!("there is no {}", runtime.title())),
-            Ok(Some(seen)) => {
-                if seen.runs {
-                    tracing::warn!(
-                        "the {} runs although this device does not own; it is stopped",
-                        runtime.title()
-                    );
-                    if let Err(why) = runtime.kill().await {
-                        tracing::error!("it cannot be stopped: {why}");
-                    }
-                }
-                seen.unsuited.map(|why| format!("{}: {why}", runtime.title()))
-            }
-            Err(why) => Some(why),
-        };
-        node.ails("container", ailment);
     }
 }
 
@@ -492,7 +390,7 @@ fn open_module(config: &Config, clock: &Arc<dyn Clock>) -> Result<Option<Arc<dyn
 /// Logs when a condition begins and when it is over, once each. What the mirror and the workload raise they log
 /// themselves, with the facts at hand.
 async fn speak(door: Arc<NodeDoor>, stop: CancellationToken) {
-    const OWN: [Condition; 9] = [
+    const OWN: [Condition; 11] = [
         Condition::NoOwner,
         Condition::QuorumLost,
         Condition::NoSpare,
@@ -502,6 +400,8 @@ async fn speak(door: Arc<NodeDoor>, stop: CancellationToken) {
         Condition::StoreQuarantined,
         Condition::DiskFull,
         Condition::TimingWidened,
+        Condition::BuildDiffers,
+        Condition::WorkloadUnhealthy,
     ];
     let mut held: BTreeMap<Condition, String> = BTreeMap::new();
     let mut tick = tokio::time::interval(Duration::from_millis(500));

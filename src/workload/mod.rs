@@ -11,6 +11,7 @@ pub mod exam;
 mod fence;
 mod fencer;
 mod fencer_exec;
+pub mod fingerprint;
 mod footing;
 mod holder;
 mod internal;

@@ -59,6 +59,8 @@ pub struct Seen {
     pub unsuited: Option<String>,
     /// How it ended last, if that is known.
     pub exit: Option<i64>,
+    /// What it is made from.
+    pub image: Option<String>,
 }
 
 /// One container.
@@ -123,7 +125,8 @@ impl Runtime {
                 let exit = json.pointer("/status/exitStatus/statusCode").and_then(Value::as_str);
                 let ended = matches!(status.ok_or_else(strange)?, "stopped" | "failed" | "dead");
                 let exit = exit.and_then(|code| code.parse().ok());
-                Ok(Seen { runs: !ended, unsuited: None, exit })
+                let image = json.pointer("/config/settings/image").and_then(Value::as_str);
+                Ok(Seen { runs: !ended, unsuited: None, exit, image: image.map(str::to_owned) })
             }
             Api::Docker => {
                 let state = json.get("State").ok_or_else(strange)?;
@@ -136,7 +139,8 @@ impl Runtime {
                     )
                 });
                 let exit = state.get("ExitCode").and_then(Value::as_i64);
-                Ok(Seen { runs: running || is("Restarting") || is("Paused"), unsuited, exit })
+                let image = json.get("Image").and_then(Value::as_str).map(str::to_owned);
+                Ok(Seen { runs: running || is("Restarting") || is("Paused"), unsuited, exit, image })
             }
         }
     }

@@ -8,6 +8,7 @@ mod disk;
 mod edge_cli;
 mod exam;
 mod fencer;
+mod floating;
 mod folders;
 mod footing;
 mod forgery;

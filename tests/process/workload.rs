@@ -140,3 +140,42 @@ fn a_process_runs_as_the_user_that_is_named_and_dies_with_its_fencer() {
         (stat.is_empty() || stat.contains(") Z")).then_some(())
     });
 }
+
+#[test]
+fn devices_that_run_something_else_are_told_apart() {
+    let model = tempfile::tempdir().expect("a folder").keep();
+    let plan = Plan {
+        workload: Some(format!(
+            "kind = \"process\"\ncommand = [\"./app\"]\nfingerprint_files = [\"{}/model\"]",
+            model.display()
+        )),
+        ..Plan::default()
+    };
+    let mut site = Site::with(plan);
+    let home = |site: &Site, n: usize| site.file(&format!("edge-{}/app", n + 1));
+    let app = "#!/bin/sh\nwhile true; do sleep 0.02; done\n";
+    (0..3).for_each(|n| write_program(&home(&site, n), app));
+    fs::write(model.join("model"), "one").expect("writes");
+    site.start_all();
+    let (owner, epoch) = site.owner(0);
+    let same = |r: &quorate::status::report::Report| {
+        let builds: std::collections::BTreeSet<_> = r.members.iter().map(|m| m.build.clone()).collect();
+        (builds.len() == 1)
+            .then(|| builds.into_iter().next().expect("one"))
+            .filter(|build| build.contains('+'))
+    };
+    let first = until("all to tell the same build", || site.report(owner).and_then(|r| same(&r)));
+    // One of them is updated.
+    let updated = (owner + 1) % 3;
+    write_program(&home(&site, updated), &format!("{app}# newer\n"));
+    let detail = site.condition(owner, "build.differs");
+    let id = &site.devices[updated].id;
+    assert!(detail.contains(&first) && detail.contains(&format!("on {id}")), "{detail}");
+    // And then the others.
+    (0..3).for_each(|n| write_program(&home(&site, n), &format!("{app}# newer\n")));
+    let second = until("all to tell the same build again", || site.report(owner).and_then(|r| same(&r)));
+    assert_ne!(first, second);
+    site.reports(owner, "no difference", |r| r.conditions.iter().all(|c| c.name != "build.differs"));
+    assert_eq!(site.owner(0), (owner, epoch), "nothing moves by this");
+    fs::remove_dir_all(model).expect("removes");
+}

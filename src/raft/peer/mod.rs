@@ -74,6 +74,8 @@ struct Seen {
     barred: bool,
     uplink: Option<bool>,
     sight: Sight,
+    /// Empty: only the sidecar's version is known.
+    build: String,
     rejoining: BTreeMap<DeviceId, String>,
 }
 
@@ -305,15 +307,27 @@ impl Roster {
         self.seen().unfit.is_empty()
     }
 
+    /// What runs on this device: the sidecar's version, and `+` with the workload's fingerprint once that is known.
+    pub fn build(&self) -> String {
+        let build = self.seen().build.clone();
+        if build.is_empty() { VERSION.to_owned() } else { format!("{VERSION}+{build}") }
+    }
+
+    /// The workload has this fingerprint from now on.
+    pub fn declare_build(&self, fingerprint: &str) {
+        fingerprint.clone_into(&mut self.seen().build);
+    }
+
     fn health(&self) -> super::wire::proto::Health {
         let (unfit, barred, uplink, sight) = {
             let seen = self.seen();
             (seen.unfit.clone(), seen.barred, seen.uplink, seen.sight)
         };
+        let version = self.build();
         super::wire::proto::Health {
             unfit,
             barred,
-            version: VERSION.to_owned(),
+            version,
             incarnation: self.incarnation.0,
             store: self.store.number,
             node: self.node.0,
