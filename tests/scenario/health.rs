@@ -122,8 +122,8 @@ fn flicker(minutes: u64, changes_per_hour: u32) {
     let (mut stage, _) = running(Setup { refresh: 3600 * S, health: Some(policy), ..setup(5) });
     for _ in 0..minutes * 4 {
         for n in 0..3 {
-            stage.plant(n, dice.throw() % 2 == 0);
-            stage.works(n, dice.throw() % 3 != 0);
+            stage.plant(n, dice.throw().is_multiple_of(2));
+            stage.works(n, !dice.throw().is_multiple_of(3));
         }
         stage.pass(15 * S);
     }
