@@ -4,6 +4,7 @@
 //! and clients that are rude, mute or greedy cost nobody else anything. Time is paused where it matters: the clock
 //! behind the door runs on tokio's, so waiting takes no time.
 
+mod bundle;
 mod clients;
 mod grpc;
 mod http;
@@ -21,6 +22,7 @@ use quorate::{
     reconcile::commands::{Corridor, Fulfilled, Order, Refusal, Wish},
     status::{
         door::{Answer, Door, Permit},
+        events::Events,
         report::{Change, Decision, Owner, Report, Role},
     },
 };
@@ -49,6 +51,7 @@ struct Puppet {
     report: Mutex<Report>,
     answers: watch::Sender<Answer>,
     permits: watch::Sender<Permit>,
+    events: Events,
     asked: Mutex<Vec<Wish>>,
 }
 
@@ -68,6 +71,7 @@ impl Puppet {
             report: Mutex::new(report()),
             answers: watch::Sender::new(unknown),
             permits: watch::Sender::new(idle),
+            events: Events::default(),
             asked: Mutex::default(),
         })
     }
@@ -139,6 +143,10 @@ fn report() -> Report {
 impl Door for Puppet {
     fn report(&self) -> Report {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn events(&self) -> Events {
+        self.events.clone()
     }
 
     fn me(&self) -> &DeviceId {

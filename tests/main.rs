@@ -29,3 +29,5 @@ mod scenario;
 mod stage;
 /// Random trouble, some seeds: the promises hold all the time, and afterwards somebody owns. `cargo sim` has many.
 mod sweep;
+/// Alert rules and dashboard against the metrics, and whether alarms sound.
+mod watching;

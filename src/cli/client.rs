@@ -12,7 +12,11 @@ use tonic::{
 };
 
 use super::{REFUSED, USAGE};
-use crate::{config::Environment, control::proto::control_client::ControlClient};
+use crate::{
+    config::Environment,
+    control::proto::{GetStatusRequest, control_client::ControlClient},
+    status::report::Report,
+};
 
 const CONNECT_TIME: Duration = Duration::from_secs(3);
 /// For questions that are answered from memory.
@@ -165,6 +169,18 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
+/// The status as a value.
+///
+/// # Errors
+/// [`Trouble`] if it is none.
+pub(super) fn read_report(json: &str) -> Result<Report, Trouble> {
+    serde_json::from_str(json).map_err(|e| Trouble {
+        message: format!("the sidecar's status cannot be read: {e}"),
+        hint: "use the command of the sidecar's version, or --json".into(),
+        code: REFUSED,
+    })
+}
+
 /// A connected sidecar.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -173,6 +189,15 @@ pub(super) struct Client {
 }
 
 impl Client {
+    /// The document of `GET /v1/status`.
+    ///
+    /// # Errors
+    /// [`Trouble`] with exit code 2.
+    pub(super) async fn status(&mut self) -> Result<String, Trouble> {
+        let answer = self.stub.get_status(GetStatusRequest {}).await;
+        Ok(answer.map_err(|status| self.trouble(&status))?.into_inner().json)
+    }
+
     /// What the sidecar itself said, or why it could not be heard. A status that came over the wire has no source.
     pub(super) fn trouble(&self, status: &Status) -> Trouble {
         if status.source().is_some() {

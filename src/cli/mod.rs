@@ -4,6 +4,7 @@
 //! 2: cannot be reached, or refused. 64: the command line is wrong. 78: the configuration is wrong, so a restart will
 //! not help. A reader that goes away early (`quorate status | head`) is no error.
 
+mod bundle;
 mod check;
 mod check_workload;
 mod client;
@@ -11,10 +12,12 @@ mod client;
 mod demo;
 #[cfg(feature = "emulator")]
 mod emulate;
+mod events;
 mod fleet;
 mod leader;
 mod log;
 mod order;
+mod plan;
 mod run;
 mod status;
 mod transfer;
@@ -67,6 +70,9 @@ enum Command {
     Status(status::Args),
     Leader(leader::Args),
     Why(why::Args),
+    Plan(plan::Args),
+    Events(events::Args),
+    SupportBundle(bundle::Args),
     Transfer(transfer::Args),
     Pause(order::Pause),
     Resume(order::Resume),
@@ -106,6 +112,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             Command::Status(args) => status::run(args, environment).await,
             Command::Leader(args) => leader::run(args, environment).await,
             Command::Why(args) => why::run(args, environment).await,
+            Command::Plan(args) => plan::run(args, environment).await,
+            Command::Events(args) => events::run(args, environment).await,
+            Command::SupportBundle(args) => bundle::run(args, environment).await,
             Command::Transfer(args) => transfer::run(args, environment).await,
             Command::Pause(args) => order::run(order::Order::Pause(args), environment).await,
             Command::Resume(args) => order::run(order::Order::Resume(args), environment).await,

@@ -11,12 +11,20 @@ use super::{
     say,
 };
 use crate::{
-    config::Environment,
+    clock::millis,
+    config::{Environment, parse_duration, show_duration},
     control::proto::{DeviceRequest, OrderReply, OrderRequest},
+    reconcile::commands::PAUSE_MS,
 };
 
 /// A little longer than the sidecar itself waits, so that its reason arrives.
 const ORDER_TIME: Duration = Duration::from_secs(80);
+
+/// A duration that a pause may last.
+fn lasts(text: &str) -> Result<Duration, String> {
+    let lasts = parse_duration(text).filter(|lasts| PAUSE_MS.contains(&millis(*lasts)));
+    lasts.ok_or_else(|| "write a number and a unit, from 1s to 366d, such as 30m".into())
+}
 
 /// What all orders have in common.
 #[derive(Debug, clap::Args)]
@@ -34,14 +42,19 @@ struct Common {
 /// Keep the workload where it is: if its device is lost, no other takes over
 ///
 /// The device that owns goes on, and its restarted sidecar too. `quorate transfer` still
-/// moves the workload. The pause outlives restarts; `quorate resume` ends it.
+/// moves the workload. The pause outlives restarts; `quorate resume` ends it, and with
+/// --for it ends by itself, by the clock of the device that leads the group then. Of two
+/// pauses the one that ends last counts.
 #[derive(Debug, clap::Args)]
 #[command(
     verbatim_doc_comment,
-    after_help = "Examples:\n  quorate pause --reason \"switch replacement\"\n\n\
+    after_help = "Examples:\n  quorate pause --reason \"switch replacement\"\n  quorate pause --for 30m\n\n\
                         Exit codes: 0 done, 2 refused or cannot be reached."
 )]
 pub(super) struct Pause {
+    /// End it after so long: 90s, 30m, 8h, 2d
+    #[arg(long = "for", value_name = "DURATION", value_parser = lasts)]
+    lasts: Option<Duration>,
     #[command(flatten)]
     common: Common,
 }
@@ -126,7 +139,7 @@ pub(super) async fn run(order: Order, environment: &Environment) -> Result<u8, S
     let actor =
         environment.get("USER").or_else(|| environment.get("LOGNAME")).unwrap_or("quorate").to_owned();
     let (device, common) = match &order {
-        Order::Pause(Pause { common }) | Order::Resume(Resume { common }) => (None, common),
+        Order::Pause(Pause { common, .. }) | Order::Resume(Resume { common }) => (None, common),
         Order::Drain(Drain { device, common }) | Order::Undrain(Undrain { device, common }) => {
             (Some(device.clone()), common)
         }
@@ -143,7 +156,13 @@ pub(super) async fn run(order: Order, environment: &Environment) -> Result<u8, S
     let device = device.unwrap_or_default();
     let then = owner.map_or_else(String::new, |owner| format!("; {owner} owns, epoch {epoch}"));
     say(&match order {
-        Order::Pause(_) => "paused: no device takes over until `quorate resume`".to_owned(),
+        Order::Pause(Pause { lasts: None, .. }) => {
+            "paused: no device takes over until `quorate resume`".to_owned()
+        }
+        Order::Pause(Pause { lasts: Some(lasts), .. }) => format!(
+            "paused for {}, or until the end of a longer pause: no device takes over meanwhile",
+            show_duration(lasts)
+        ),
         Order::Resume(_) => "resumed: any fit device may take over again".to_owned(),
         Order::Drain(_) => format!("{device} is drained{then}"),
         Order::Undrain(_) => format!("{device} may own again"),
@@ -162,8 +181,11 @@ async fn send(
 ) -> Result<Response<OrderReply>, Status> {
     let device = device.unwrap_or_default();
     match order {
-        Order::Pause(_) => client.stub.pause(OrderRequest { reason, actor }).await,
-        Order::Resume(_) => client.stub.resume(OrderRequest { reason, actor }).await,
+        Order::Pause(Pause { lasts, .. }) => {
+            let for_ms = lasts.map_or(0, millis);
+            client.stub.pause(OrderRequest { reason, actor, for_ms }).await
+        }
+        Order::Resume(_) => client.stub.resume(OrderRequest { reason, actor, for_ms: 0 }).await,
         Order::Drain(_) => client.stub.drain(DeviceRequest { device, reason, actor }).await,
         Order::Undrain(_) => client.stub.undrain(DeviceRequest { device, reason, actor }).await,
         Order::Prefer(_) => client.stub.prefer(DeviceRequest { device, reason, actor }).await,

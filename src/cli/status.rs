@@ -6,14 +6,13 @@ use std::{fmt::Write as _, time::Duration};
 
 use super::{
     DONE, Stop,
-    client::{ANSWER_TIME, Target, Trouble},
+    client::{ANSWER_TIME, Target, Trouble, read_report},
     colour, say,
     when::{date_seconds, span},
     wrap,
 };
 use crate::{
     config::Environment,
-    control::proto::GetStatusRequest,
     status::report::{Ordered, Report},
 };
 
@@ -65,21 +64,14 @@ fn say_raw(code: &str) -> Result<(), u8> {
 }
 
 async fn ask(args: &Args, environment: &Environment) -> Result<String, Trouble> {
-    let mut client = args.target.connect(environment, ANSWER_TIME).await?;
-    let answer = client.stub.get_status(GetStatusRequest {}).await;
-    Ok(answer.map_err(|status| client.trouble(&status))?.into_inner().json)
+    args.target.connect(environment, ANSWER_TIME).await?.status().await
 }
 
 fn show(json: &str, args: &Args, paint: Paint) -> Result<(), Stop> {
     if args.json {
         return Ok(say(json)?);
     }
-    let report: Report = serde_json::from_str(json).map_err(|e| Trouble {
-        message: format!("the sidecar's status cannot be read: {e}"),
-        hint: "use the command of the sidecar's version, or --json".into(),
-        code: super::REFUSED,
-    })?;
-    Ok(say(&text(&report, paint))?)
+    Ok(say(&text(&read_report(json)?, paint))?)
 }
 
 /// Colours for terminals; plain text elsewhere.
@@ -169,10 +161,11 @@ fn head(out: &mut String, r: &Report, paint: Paint) {
 
 /// What is in force by order, if anything is. Who is drained, by whom and why, stands beside the device.
 fn orders(out: &mut String, r: &Report) {
-    if let Some(Ordered { actor, reason, since_unix_ms }) = &r.orders.paused {
+    if let Some(Ordered { actor, reason, since_unix_ms, until_unix_ms }) = &r.orders.paused {
         let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         let since = date_seconds(*since_unix_ms);
-        row(out, "paused", &format!("since {since} UTC by {actor}{why}; nobody takes over"));
+        let until = until_unix_ms.map_or_else(String::new, |ms| format!(" until {} UTC", date_seconds(ms)));
+        row(out, "paused", &format!("since {since} UTC{until} by {actor}{why}; nobody takes over"));
     }
     if !r.orders.drained.is_empty() {
         row(out, "drained", &r.orders.drained.keys().map(String::as_str).collect::<Vec<_>>().join(", "));

@@ -11,16 +11,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::proto::{
-    self, DeviceRequest, GetLeaderRequest, GetStatusRequest, Leader, OrderReply, OrderRequest,
-    OwnershipState, TransferReply, TransferRequest, WatchLeaderRequest, WatchOwnershipRequest, WhyReply,
-    WhyRequest, control_server::Control, ownership_server::Ownership,
+    self, DeviceRequest, GetEventsReply, GetEventsRequest, GetLeaderRequest, GetStatusRequest, Leader,
+    OrderReply, OrderRequest, OwnershipState, TransferReply, TransferRequest, WatchLeaderRequest,
+    WatchOwnershipRequest, WhyReply, WhyRequest, control_server::Control, ownership_server::Ownership,
 };
 use crate::{
     clock::{Moment, boottime_within, millis},
     id::DeviceId,
-    reconcile::commands::{Fulfilled, Order, REASON_MAX, Refusal, Wish},
+    reconcile::commands::{Fulfilled, Order, PAUSE_MS, REASON_MAX, Refusal, Wish},
     status::{
         door::{Answer, Handle, Permit},
+        events::Event,
         report::Report,
         watch::tell,
     },
@@ -160,6 +161,18 @@ impl Control for Service {
         }))
     }
 
+    async fn get_events(
+        &self,
+        request: Request<GetEventsRequest>,
+    ) -> Result<Response<GetEventsReply>, Status> {
+        let last = match request.into_inner().last {
+            0 => usize::MAX,
+            last => usize::try_from(last).unwrap_or(usize::MAX),
+        };
+        let events = self.door.events().last(last).into_iter().map(event).collect();
+        Ok(Response::new(GetEventsReply { events }))
+    }
+
     async fn transfer(&self, request: Request<TransferRequest>) -> Result<Response<TransferReply>, Status> {
         let TransferRequest { to, reason, actor } = request.into_inner();
         let to = if to.is_empty() { None } else { Some(device(&to)?) };
@@ -169,12 +182,20 @@ impl Control for Service {
     }
 
     async fn pause(&self, request: Request<OrderRequest>) -> Result<Response<OrderReply>, Status> {
-        let OrderRequest { reason, actor } = request.into_inner();
-        self.order(Order::Pause, reason, actor).await.map(reply)
+        let OrderRequest { reason, actor, for_ms } = request.into_inner();
+        if for_ms != 0 && !PAUSE_MS.contains(&for_ms) {
+            let (least, most) = (PAUSE_MS.start(), PAUSE_MS.end());
+            return Err(Status::invalid_argument(format!("for_ms is neither 0 nor {least} to {most}")));
+        }
+        let lasts = (for_ms != 0).then(|| Duration::from_millis(for_ms));
+        self.order(Order::Pause(lasts), reason, actor).await.map(reply)
     }
 
     async fn resume(&self, request: Request<OrderRequest>) -> Result<Response<OrderReply>, Status> {
-        let OrderRequest { reason, actor } = request.into_inner();
+        let OrderRequest { reason, actor, for_ms } = request.into_inner();
+        if for_ms != 0 {
+            return Err(Status::invalid_argument("for_ms is for Pause alone"));
+        }
         self.order(Order::Resume, reason, actor).await.map(reply)
     }
 
@@ -193,6 +214,12 @@ impl Control for Service {
         let preferred = if name.is_empty() { None } else { Some(device(&name)?) };
         self.order(Order::Prefer(preferred), reason, actor).await.map(reply)
     }
+}
+
+fn event(event: Event) -> proto::Event {
+    let sentence = event.to_string();
+    let Event { seq, unix_ms, kind, name, over, device, epoch, text, order: _ } = event;
+    proto::Event { seq, unix_ms, kind: kind.name().into(), name, over, device, epoch, text, sentence }
 }
 
 fn device(name: &str) -> Result<DeviceId, Status> {

@@ -10,15 +10,16 @@ use serde_json::{Value, json};
 
 use super::door::NodeDoor;
 use crate::{
+    clock::millis,
     epoch::Epoch,
-    hub::BoxFuture,
+    hub::{BoxFuture, wall},
     id::{DeviceId, SiteId},
     ownership::{
         command::{self, Command, Drain, DrainExactly, LimitTiming, Outcome, SetPreferred},
         record::Record,
     },
     raft::ProposeError,
-    reconcile::commands::{Corridor, Fulfilled, Order, Refusal, Wish},
+    reconcile::commands::{CLOCK_MIN_MS, Corridor, Fulfilled, Order, Refusal, Wish},
     workload,
 };
 
@@ -177,7 +178,8 @@ impl NodeDoor {
         let id = id.unwrap_or_else(|| self.dice.lock().unwrap_or_else(PoisonError::into_inner).throw());
         let at_unix_ms = self.node.clock().wall_ms();
         let owner = before.owner.as_ref().map(|owner| &owner.device);
-        let order = command::Order { id, actor, reason, at_unix_ms, base, expires_unix_ms };
+        let until_unix_ms = None;
+        let order = command::Order { id, actor, reason, at_unix_ms, base, expires_unix_ms, until_unix_ms };
         Ok(match what {
             Order::Transfer(to) => {
                 let to = match to {
@@ -200,7 +202,10 @@ impl NodeDoor {
                 };
                 (Command::Transfer(transfer), Then::Owns(to))
             }
-            Order::Pause => (Command::Pause(order), Then::Nothing),
+            Order::Pause(lasts) => {
+                let until_unix_ms = lasts.map(|lasts| end_of_pause(at_unix_ms, lasts)).transpose()?;
+                (Command::Pause(command::Order { until_unix_ms, ..order }), Then::Nothing)
+            }
             Order::Resume => (Command::Resume(order), Then::Nothing),
             Order::Drain(device) => {
                 self.is_member(&device)?;
@@ -228,6 +233,18 @@ impl NodeDoor {
             Order::Timing(least) => (Command::LimitTiming(LimitTiming { order, least }), Then::Nothing),
         })
     }
+}
+
+/// When a pause ends that begins now. A device whose clock was never set cannot tell: its pause would be over at once.
+fn end_of_pause(now: u64, lasts: Duration) -> Result<u64, Refusal> {
+    if now < CLOCK_MIN_MS {
+        let shown = wall::rfc3339(now);
+        let why = format!(
+            "this device's clock shows {shown}, so it cannot tell when the pause ends: pause without an end, or ask another device"
+        );
+        return Err(Refusal::NotNow(why));
+    }
+    Ok(now.saturating_add(millis(lasts)))
 }
 
 /// What came of an order that was executed at `epoch`: who owns now, if it was about that.
@@ -310,5 +327,20 @@ impl Corridor for NodeDoor {
 
     fn order(&self, wish: Wish) -> BoxFuture<'_, Result<Fulfilled, Refusal>> {
         Box::pin(self.fulfil(wish))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_never_set_ends_no_pause() {
+        let half_an_hour = Duration::from_secs(1800);
+        assert_eq!(end_of_pause(1_800_000_000_000, half_an_hour), Ok(1_800_001_800_000));
+        assert_eq!(end_of_pause(u64::MAX, half_an_hour), Ok(u64::MAX));
+        assert!(
+            matches!(end_of_pause(60_000, half_an_hour), Err(Refusal::NotNow(why)) if why.contains("1970"))
+        );
     }
 }

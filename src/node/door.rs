@@ -20,6 +20,7 @@ use crate::{
     reconcile::lease::Held,
     status::{
         door::{Answer, Door, Permit},
+        events::Events,
         report,
     },
     workload::Observed,
@@ -35,6 +36,8 @@ pub struct Surroundings {
     pub workload_kind: &'static str,
     /// The workload's conditions.
     pub workload_conditions: watch::Receiver<Vec<Raised>>,
+    /// Where it is noted what happens.
+    pub events: Events,
 }
 
 /// The node as its faces see it.
@@ -168,6 +171,10 @@ fn permit(node: &Node) -> Permit {
 impl Door for NodeDoor {
     fn report(&self) -> report::Report {
         self.make_report()
+    }
+
+    fn events(&self) -> Events {
+        self.surroundings.events.clone()
     }
 
     fn me(&self) -> &DeviceId {

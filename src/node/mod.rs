@@ -6,6 +6,7 @@
 mod care;
 mod corridor;
 pub mod door;
+pub mod events;
 mod health;
 mod mirror;
 pub mod module;
@@ -42,6 +43,7 @@ use crate::{
         meter::Meter,
         ownership::{Decided, OwnershipLoop},
         pace::{Ailments, PaceLoop},
+        pauses::PauseLoop,
     },
     site::Site,
     workload,
@@ -211,6 +213,8 @@ impl Node {
         node.spawn(pace.run(node.loops.clone()));
         let members = MembersLoop { group: group.clone(), clock: clock.clone(), starts_over };
         node.spawn(members.run(node.loops.clone()));
+        let pauses = PauseLoop { group: group.clone(), clock: clock.clone() };
+        node.spawn(pauses.run(node.loops.clone()));
         node.spawn(ContactLoop { group, clock }.run(node.loops.clone()));
         node.mind_the_disk();
         Ok(node)

@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use super::{Node, door::NodeDoor};
+use super::{Node, door::NodeDoor, report::pause_in_words};
 use crate::{
     condition::Condition,
     dice::Dice,
@@ -231,7 +231,7 @@ impl NodeDoor {
             build: roster.build(),
             members: members.into_iter().map(member).collect(),
             may_fail,
-            paused: record.paused.as_ref().map(|note| format!("{}: {}", note.actor, note.reason)),
+            paused: record.paused.as_ref().map(pause_in_words),
             drained: record.drained.keys().map(ToString::to_string).collect(),
             conditions,
             mirror: mirrors.map(|device| device.to_string()),

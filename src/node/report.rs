@@ -16,14 +16,18 @@ use crate::{
     clock::{Moment, millis},
     condition::{Condition, Raised},
     epoch::Epoch,
-    hub::MirrorKind,
+    hub::{MirrorKind, wall},
+    id::DeviceId,
     ownership::{
         command::Refusal,
         decide::Reason,
         record::{Note, Record},
         view::Standing,
     },
-    raft::peer::VERSION,
+    raft::{
+        members::Members,
+        peer::{Roster, VERSION},
+    },
     reconcile::gate,
     status::{door::Answer, report},
     workload::Observed,
@@ -73,10 +77,7 @@ impl NodeDoor {
     fn voteless(&self) -> String {
         let roster = self.node.group.roster();
         let in_force = roster.members();
-        let voteless = |device: &&crate::id::DeviceId| {
-            let node = roster.node_of(device);
-            !in_force.is_voter(node) || !roster.has_vote(node)
-        };
+        let voteless = |device: &&DeviceId| !has_vote(roster, &in_force, device);
         let devices = roster.site.members.iter().map(|m| &m.device).filter(voteless);
         devices.map(|d| d.as_str()).collect::<Vec<_>>().join(", ")
     }
@@ -135,6 +136,7 @@ impl NodeDoor {
                 .as_ref()
                 .map(|d| report::Decision { reason: d.reason.to_string(), unix_ms: d.unix_ms }),
             timing: node.group.timing().to_string(),
+            takeover_ms_max: millis(node.group.timing().takeover_bound()),
             vitals: self.vitals(now),
             history: history(&record),
             knocks: self.knocks(),
@@ -152,6 +154,7 @@ impl NodeDoor {
             SILENT
         };
         let record = self.node.group.record().borrow().record.clone();
+        let in_force = roster.members();
         let member = |m: &crate::site::Member| {
             let me = m.device == roster.me;
             let contact = roster.contact(&m.device).unwrap_or_default();
@@ -174,6 +177,7 @@ impl NodeDoor {
                 address: m.address.clone(),
                 role: m.role.to_string(),
                 reachable,
+                votes: reachable && has_vote(roster, &in_force, &m.device),
                 last_heard_ms: silence.map(millis),
                 build: if me { roster.build() } else { contact.version },
                 fit: unfit.is_empty(),
@@ -336,7 +340,7 @@ impl NodeDoor {
             raised.push(Raised::new(Condition::NoOwner, why));
         }
         if let Some(paused) = &node.group.record().borrow().record.paused {
-            raised.push(Raised::new(Condition::SitePaused, paused.to_string()));
+            raised.push(Raised::new(Condition::SitePaused, pause_in_words(paused)));
         }
         if let Some(Reason::LeaseLapsed { epoch }) = node.decided.borrow().as_ref().map(|d| d.reason.clone())
         {
@@ -389,6 +393,18 @@ impl NodeDoor {
     }
 }
 
+/// Whether the device's store is the one that votes, and may.
+fn has_vote(roster: &Roster, in_force: &Members, device: &DeviceId) -> bool {
+    let node = roster.node_of(device);
+    in_force.is_voter(node) && roster.has_vote(node)
+}
+
+/// Who paused the site, why, and until when if it ends by itself.
+pub(super) fn pause_in_words(paused: &Note) -> String {
+    let ends = paused.until_unix_ms.map(|until| format!(" (until {})", wall::rfc3339(until)));
+    format!("{paused}{}", ends.unwrap_or_default())
+}
+
 /// Those that may be asked to own shall run the same. Who was not heard yet is not counted.
 fn builds_differ(members: &[report::Member]) -> Option<Raised> {
     let told = members.iter().filter(|m| m.reachable && !m.build.is_empty() && m.role != "witness");
@@ -407,6 +423,7 @@ fn orders(record: &Record) -> report::Orders {
         actor: note.actor.clone(),
         reason: note.reason.clone(),
         since_unix_ms: note.at_unix_ms,
+        until_unix_ms: note.until_unix_ms,
     };
     report::Orders {
         paused: record.paused.as_ref().map(ordered),

@@ -4,7 +4,7 @@
 //! mend (a port taken by a program that is just leaving) ends with one exit code, what it cannot (a data folder that
 //! belongs to another device) with another.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
@@ -16,10 +16,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Environment, Node, care,
     door::{NodeDoor, Surroundings},
+    events,
 };
 use crate::{
     clock::{BootClock, Clock},
-    condition::{Condition, Raised, Severity},
+    condition::{Condition, Raised},
     config::{self, Config},
     control::{self, lease_file::LeaseFile, socket::Socket},
     dice::Dice,
@@ -37,7 +38,7 @@ use crate::{
         log::{Amnesia, Disk, folder, quarantine, room},
         peer::transport::{TcpDialer, tcp},
     },
-    status::{self, metrics::Metrics},
+    status::{self, events::Events, metrics::Metrics, ring::Ring},
     workload::{self, Context},
 };
 
@@ -104,6 +105,8 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     if folder.first_start {
         tracing::info!("first start: made the store in {}", config.storage.path.display());
     }
+    let (ring, kept) = Ring::open(&config.storage.path);
+    let noted = Events::after(kept);
     let bound = bind(config).await?;
     let (opened, workload_kind) = tokio::select! {
         opened = open_workload(config, &clock, &tasks, &stop) => opened?,
@@ -131,7 +134,9 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
 
     let mirror = hub.map(|(hub, settings)| node.mirror(hub, settings, dice.split()));
     let (module, ends) = module.map(|module| node.module(module, &config.hub, dice.split())).unzip();
-    let surroundings = Surroundings { mirror, module, workload_kind, workload_conditions: opened.conditions };
+    let workload_conditions = opened.conditions;
+    let surroundings =
+        Surroundings { mirror, module, workload_kind, workload_conditions, events: noted.clone() };
     tasks.spawn(watch_room(node.clone(), config.storage.path.clone(), folder.amnesia, stop.clone()));
     let door = NodeDoor::open(node.clone(), surroundings, dice.split(), &tasks, stop.clone());
     if let Some(ends) = ends {
@@ -156,7 +161,13 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     care::watch(config, &node, &tasks, &stop).map_err(Failure::Trouble)?;
     let probes = config.probes.iter().map(|settings| (settings.clone(), probe::open(settings))).collect();
     node.look_after(probes, config.moves.clone());
-    tasks.spawn(speak(watched, stop.clone()));
+    let (until, told) = (stop.clone(), CancellationToken::new());
+    // What is noted last is written too.
+    tasks.spawn(ring.keep(noted, told.clone()));
+    tasks.spawn(async move {
+        events::observe(watched, until).await;
+        told.cancel();
+    });
     announce(config);
 
     let ended = tokio::select! {
@@ -385,48 +396,6 @@ fn open_module(config: &Config, clock: &Arc<dyn Clock>) -> Result<Option<Arc<dyn
         timeout: settings.timeout,
     };
     Ok(Some(Arc::new(Client::new(line, clock.clone()))))
-}
-
-/// Logs when a condition begins and when it is over, once each. What the mirror and the workload raise they log
-/// themselves, with the facts at hand.
-async fn speak(door: Arc<NodeDoor>, stop: CancellationToken) {
-    const OWN: [Condition; 11] = [
-        Condition::NoOwner,
-        Condition::QuorumLost,
-        Condition::NoSpare,
-        Condition::LeaseLapsed,
-        Condition::MemberSilent,
-        Condition::MemberRejoining,
-        Condition::StoreQuarantined,
-        Condition::DiskFull,
-        Condition::TimingWidened,
-        Condition::BuildDiffers,
-        Condition::WorkloadUnhealthy,
-    ];
-    let mut held: BTreeMap<Condition, String> = BTreeMap::new();
-    let mut tick = tokio::time::interval(Duration::from_millis(500));
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        let mut now: BTreeMap<Condition, String> = BTreeMap::new();
-        for raised in door.raised().into_iter().filter(|r| OWN.contains(&r.name)) {
-            now.entry(raised.name).or_insert(raised.detail);
-        }
-        for (condition, detail) in now.iter().filter(|(c, _)| !held.contains_key(c)) {
-            let name = condition.name();
-            match condition.severity() {
-                Severity::Critical => tracing::error!(condition = name, "{} ({detail})", condition.meaning()),
-                Severity::Warning => tracing::warn!(condition = name, "{} ({detail})", condition.meaning()),
-                Severity::Info => tracing::info!(condition = name, "{} ({detail})", condition.meaning()),
-            }
-        }
-        for condition in held.keys().filter(|c| !now.contains_key(c)) {
-            tracing::info!(condition = condition.name(), "over: {}", condition.meaning());
-        }
-        held = now;
-    }
 }
 
 /// Feeds what is counted and timed into the metrics.

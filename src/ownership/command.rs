@@ -30,6 +30,8 @@ pub enum Command {
     SettleTiming(SettleTiming),
     /// Nobody shall take over of its own accord.
     Pause(Order),
+    /// The time of a pause is over.
+    EndPause(EndPause),
     /// Everybody may take over again.
     Resume(Order),
     /// A device shall not own.
@@ -71,6 +73,7 @@ impl Command {
             | Command::LimitTiming(LimitTiming { order, .. }) => order,
             Command::Claim(_)
             | Command::StopReceipt(_)
+            | Command::EndPause(_)
             | Command::SetTiming(_)
             | Command::SettleTiming(_)
             | Command::ConfirmMirror(_)
@@ -160,6 +163,16 @@ pub struct Order {
     /// Until when a repeat may come, by wall clocks; 0 for an order that nobody keeps.
     #[serde(default)]
     pub expires_unix_ms: u64,
+    /// When what is ordered ends by itself, by the wall clock of whoever leads then; absent: it does not. Of use to a pause alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_unix_ms: Option<u64>,
+}
+
+/// Proof of nothing but a wall clock: the pause that is in force by this very order shall end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndPause {
+    /// The id of the order. Another pause, or none, stays as it is.
+    pub pause: u64,
 }
 
 /// An order about one device.

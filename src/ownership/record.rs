@@ -234,6 +234,7 @@ impl Record {
             Command::Transfer(transfer) => self.transfer(transfer),
             Command::SetTiming(_) | Command::SettleTiming(_) => self.pace.apply(command),
             Command::Pause(order) => self.pause(order),
+            Command::EndPause(end) => self.end_pause(end),
             Command::Resume(order) => self.resume(order),
             Command::Drain(drain) => self.drain(drain),
             Command::Undrain(undrain) => self.undrain(undrain),

@@ -7,6 +7,8 @@
 
 mod parse;
 
+use std::{ops::RangeInclusive, time::Duration};
+
 use ring::digest;
 use serde_json::{Value, json};
 
@@ -28,15 +30,17 @@ const TOLD_MAX: usize = 512;
 /// A command from the cloud is valid for at most so long.
 const VALID_MAX_MS: u64 = 7 * 24 * 3600 * 1000;
 /// The first moment of 2024: no clock that is right shows less.
-const CLOCK_MIN_MS: u64 = 1_704_067_200_000;
+pub(crate) const CLOCK_MIN_MS: u64 = 1_704_067_200_000;
+/// How many milliseconds a pause that ends by itself may last: a second to a year.
+pub const PAUSE_MS: RangeInclusive<u64> = 1_000..=366 * 24 * 3600 * 1000;
 
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
     /// A planned handover; `None` lets the site choose.
     Transfer(Option<DeviceId>),
-    /// Nobody takes over of its own accord any more.
-    Pause,
+    /// Nobody takes over of its own accord any more; for so long, or until somebody resumes.
+    Pause(Option<Duration>),
     /// Everybody may take over again.
     Resume,
     /// This device shall not own.

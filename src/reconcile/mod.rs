@@ -13,5 +13,6 @@ pub mod mirror;
 pub mod module;
 pub mod ownership;
 pub mod pace;
+pub mod pauses;
 pub mod probes;
 pub mod uplink;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::report::Report;
+use super::{events::Events, report::Report};
 use crate::{
     clock::{Clock, Moment, millis},
     epoch::Epoch,
@@ -22,6 +22,9 @@ pub type Handle = Arc<dyn Door>;
 pub trait Door: Corridor + 'static {
     /// The snapshot. Answers from memory; never waits.
     fn report(&self) -> Report;
+
+    /// What happened here of late.
+    fn events(&self) -> Events;
 
     /// This device.
     fn me(&self) -> &DeviceId;

@@ -4,9 +4,13 @@
 //! change anything: every request is a GET.
 
 pub mod door;
+pub mod events;
 pub mod metrics;
 mod ownership;
+pub mod plan;
 pub mod report;
+pub mod ring;
 pub mod server;
+mod stream;
 pub(crate) mod watch;
 pub mod word;

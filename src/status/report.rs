@@ -52,6 +52,9 @@ pub struct Report {
     pub last_decision: Option<Decision>,
     /// The durations in force, in one sentence.
     pub timing: String,
+    /// Within how long a lost owner is replaced by the timing in force, in milliseconds, where network and disks answer within a
+    /// heartbeat.
+    pub takeover_ms_max: u64,
     /// How well this device and its network keep up.
     pub vitals: Vitals,
     /// The last ownerships, newest first.
@@ -84,6 +87,8 @@ pub struct Ordered {
     pub reason: String,
     /// When, by the asking device's wall clock, in milliseconds since 1970.
     pub since_unix_ms: u64,
+    /// When it ends by itself, in milliseconds since 1970, by the clock of whoever leads then; absent: it does not.
+    pub until_unix_ms: Option<u64>,
 }
 
 /// Who owns now.
@@ -145,6 +150,8 @@ pub struct Member {
     pub role: String,
     /// Whether it answers now; true for this device itself.
     pub reachable: bool,
+    /// Whether its vote counts now: it answers, and its store is the one that votes.
+    pub votes: bool,
     /// Milliseconds since it was last heard; absent if never.
     pub last_heard_ms: Option<u64>,
     /// Its sidecar's version; empty if never heard.

@@ -30,7 +30,9 @@ use super::{
     door::{Answer, Handle},
     metrics::Metrics,
     ownership::{self, Told},
+    plan::plan,
     report::Role,
+    stream::{self, Streams},
 };
 use crate::clock::millis;
 
@@ -60,7 +62,9 @@ pub fn router(door: Handle, metrics: Metrics, stop: CancellationToken) -> Router
     let gate = Router::new()
         .route("/v1/ownership", get(ownership::ask))
         .route("/v1/ownership/events", get(ownership::events))
-        .with_state(Told::new(door.clone(), stop));
+        .with_state(Told::new(door.clone(), stop.clone()));
+    let events =
+        Router::new().route("/v1/events", get(stream::events)).with_state(Streams::new(door.clone(), stop));
     Router::new()
         .route("/", get(page))
         .route("/owner", get(owner))
@@ -69,11 +73,13 @@ pub fn router(door: Handle, metrics: Metrics, stop: CancellationToken) -> Router
         .route("/health/ready", get(ready))
         .route("/v1/status", get(status))
         .route("/v1/history", get(history))
+        .route("/v1/plan", get(lost))
         .route("/metrics", get(scrape))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Shown { door, metrics })
         .merge(gate)
+        .merge(events)
 }
 
 /// Serves until `stop`, then ends open connections within two seconds. Errors of single connections end only them.
@@ -193,6 +199,11 @@ async fn history(State(shown): State<Shown>) -> Response {
     fresh(Json(json!({ "last_decision": report.last_decision, "history": report.history })))
 }
 
+/// What becomes of the site if a device is lost now.
+async fn lost(State(shown): State<Shown>) -> Response {
+    fresh(Json(plan(&shown.door.report())))
+}
+
 async fn scrape(State(shown): State<Shown>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     fresh(([(header::CONTENT_TYPE, kind)], shown.metrics.render(&shown.door.report())))
@@ -213,6 +224,8 @@ async fn not_found() -> Response {
         "/health/ready",
         "/v1/status",
         "/v1/history",
+        "/v1/plan",
+        "/v1/events",
         "/v1/ownership",
         "/v1/ownership/events",
         "/metrics",

@@ -8,7 +8,8 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn help_texts() {
-    let mut commands = vec!["run", "check", "check-workload", "status", "leader", "why", "transfer", "fleet"];
+    let mut commands = vec!["run", "check", "check-workload", "status", "leader", "why", "plan", "events"];
+    commands.extend(["support-bundle", "transfer", "fleet"]);
     commands.extend(["pause", "resume", "drain", "undrain", "prefer"]);
     if cfg!(feature = "emulator") {
         commands.push("demo");
@@ -42,6 +43,10 @@ fn a_wrong_command_line_exits_64() {
         vec!["prefer"],
         vec!["prefer", "edge-1", "--none"],
         vec!["pause", "edge-1"],
+        vec!["pause", "--for"],
+        vec!["pause", "--for", "30"],
+        vec!["pause", "--for", "10ms"],
+        vec!["resume", "--for", "30m"],
         vec!["leader", "extra"],
         vec!["emulate", "hub", "--edge", "edge-1"],
         vec!["emulate", "hub", "--edge", "edge-1=f", "--module", "a/b"],
@@ -57,7 +62,7 @@ fn a_wrong_command_line_exits_64() {
 fn a_sidecar_that_is_not_there_is_said_in_one_line_and_a_hint() {
     let folder = tempfile::tempdir().expect("folder");
     let endpoint = format!("unix:{}/control.sock", folder.path().display());
-    for command in ["status", "leader", "why", "transfer", "pause", "resume"] {
+    for command in ["status", "leader", "why", "plan", "events", "transfer", "pause", "resume"] {
         let output = quorate(&[command, "--endpoint", &endpoint], &[]);
         assert_eq!(output.status.code(), Some(2), "{command}");
         let said = text(&output.stderr).replace(&endpoint, "ENDPOINT");

@@ -2,6 +2,11 @@
 
 use std::{process::Output, time::Duration};
 
+use quorate::status::{
+    events::{Event, Kind},
+    report::Member,
+};
+
 use super::grpc::Grpc;
 
 /// Runs the binary beside the server that this runtime drives.
@@ -36,6 +41,60 @@ async fn leader_answers_with_its_exit_code() {
         let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         assert_eq!((&answer["known"], &answer["owner"]), (&false.into(), &serde_json::Value::Null));
     }
+}
+
+#[tokio::test]
+async fn plan_says_whether_any_device_may_be_lost() {
+    let grpc = Grpc::start().await;
+    let endpoint = format!("http://{}", grpc.address);
+    let member = |device: &str, well| Member {
+        device: device.into(),
+        reachable: well,
+        votes: well,
+        fit: well,
+        ..Member::default()
+    };
+    let plan = async |well: bool, json: bool| {
+        {
+            let mut report = grpc.puppet.report.lock().expect("no panic");
+            report.members = vec![member("edge-1", true), member("edge-2", true), member("edge-3", well)];
+            report.takeover_ms_max = 692;
+        }
+        let more: &[&str] = if json { &["--json"] } else { &[] };
+        quorate(&[&["plan", "--endpoint", &endpoint], more].concat()).await
+    };
+    let output = plan(true, false).await;
+    let expected = "if edge-1 loses power now: edge-2 (or edge-3) takes over in at most 0.7 s;\n";
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stdout).starts_with(expected), "{}", text(&output.stdout));
+    let output = plan(false, true).await;
+    assert_eq!(output.status.code(), Some(1));
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&plan["survives_any"], &plan["devices"][0]["effect"]), (&false.into(), &"nobody".into()));
+}
+
+#[tokio::test]
+async fn events_are_listed_the_oldest_first() {
+    let grpc = Grpc::start().await;
+    let endpoint = format!("http://{}", grpc.address);
+    let none = quorate(&["events", "--endpoint", &endpoint]).await;
+    assert_eq!((none.status.code(), none.stdout.len()), (Some(0), 0));
+    for n in 1..=50 {
+        let unix_ms = 1_793_607_330_000 + n;
+        let (kind, name) = (Kind::Decision, format!("reason_{n}"));
+        grpc.puppet.events.add(Event { unix_ms, kind, name, ..Event::default() });
+    }
+    let output = quorate(&["events", "-n", "2", "--endpoint", &endpoint]).await;
+    let expected = "2026-11-02 08:15:30.049  reason_49\n2026-11-02 08:15:30.050  reason_50\n";
+    assert_eq!(text(&output.stdout), expected);
+    let output = quorate(&["events", "--json", "--endpoint", &endpoint]).await;
+    let lines = text(&output.stdout);
+    assert_eq!(lines.lines().count(), 40);
+    let last: serde_json::Value = serde_json::from_str(lines.lines().last().expect("one")).expect("JSON");
+    assert_eq!(
+        (&last["seq"], &last["name"], &last["over"]),
+        (&50.into(), &"reason_50".into(), &false.into())
+    );
 }
 
 #[tokio::test]

@@ -130,7 +130,7 @@ async fn status_why_and_transfer() {
 async fn orders_reach_the_node_as_they_were_given() {
     let grpc = Grpc::start().await;
     let mut client = ControlClient::new(grpc.channel().await);
-    let order = |reason: &str| OrderRequest { reason: reason.into(), actor: "ann".into() };
+    let order = |reason: &str| OrderRequest { reason: reason.into(), actor: "ann".into(), for_ms: 0 };
     let about = |device: &str| DeviceRequest { device: device.into(), ..DeviceRequest::default() };
     let done = client.pause(order("new switch")).await.expect("done").into_inner();
     assert_eq!((done.epoch, done.owner.as_str()), (18, ""));
@@ -144,8 +144,18 @@ async fn orders_reach_the_node_as_they_were_given() {
     let orders: Vec<Order> = asked.iter().map(|wish| wish.order.clone()).collect();
     let (drain, undrain) = (Order::Drain(edge_2.clone()), Order::Undrain(edge_2.clone()));
     let prefer = Order::Prefer(Some(edge_2));
-    assert_eq!(orders, [Order::Pause, Order::Resume, drain, undrain, prefer, Order::Prefer(None)]);
+    assert_eq!(orders, [Order::Pause(None), Order::Resume, drain, undrain, prefer, Order::Prefer(None)]);
     assert_eq!((asked[0].actor.as_str(), asked[0].reason.as_str()), ("ann", "new switch"));
+    client.pause(OrderRequest { for_ms: 1_800_000, ..order("") }).await.expect("done");
+    let last = || grpc.puppet.asked.lock().expect("no panic").last().expect("one").order.clone();
+    assert_eq!(last(), Order::Pause(Some(Duration::from_secs(1800))));
+    for for_ms in [999, 31_622_400_001, u64::MAX] {
+        let refused = client.pause(OrderRequest { for_ms, ..order("") }).await.expect_err("not so long");
+        assert_eq!(refused.code(), Code::InvalidArgument);
+    }
+    let refused =
+        client.resume(OrderRequest { for_ms: 1_000, ..order("") }).await.expect_err("no such thing");
+    assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(asked.iter().all(|wish| wish.id.is_none() && wish.base.is_none()));
     assert_eq!(asked[2].actor, "unknown");
     let refused = client.drain(about("edge-3")).await.expect_err("refused");
@@ -156,7 +166,7 @@ async fn orders_reach_the_node_as_they_were_given() {
     }
     let long = client.pause(order(&"x".repeat(257))).await.expect_err("too long");
     assert_eq!(long.code(), Code::InvalidArgument);
-    assert_eq!(grpc.puppet.asked.lock().expect("no panic").len(), 7, "the node was not bothered");
+    assert_eq!(grpc.puppet.asked.lock().expect("no panic").len(), 8, "the node was not bothered");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use quorate::status::{
+    events::{Event, Kind},
     metrics::Metrics,
     report::{Report, Role},
     server::serve,
@@ -194,6 +195,108 @@ async fn the_gate_goes_on_telling_until_the_server_leaves() {
     http.stop.cancel();
     rest(&mut stream).await;
     http.serving.await.expect("ends");
+}
+
+fn owns(device: &str, epoch: u64) -> Event {
+    Event {
+        kind: Kind::Ownership,
+        name: "owner_lost".into(),
+        device: device.into(),
+        epoch: Some(epoch),
+        ..Event::default()
+    }
+}
+
+#[tokio::test]
+async fn events_are_told_as_json() {
+    let http = Http::start().await;
+    assert_eq!(http.get("/v1/events?last=5").await, (200, serde_json::json!({ "events": [] })));
+    (1..=7).for_each(|epoch| http.puppet.events.add(owns("edge-2", epoch)));
+    let epochs = |body: &serde_json::Value| -> Vec<u64> {
+        body["events"].as_array().expect("a list").iter().filter_map(|e| e["epoch"].as_u64()).collect()
+    };
+    let (code, body) = http.get("/v1/events?last=3").await;
+    assert_eq!((code, epochs(&body)), (200, vec![5, 6, 7]));
+    assert_eq!((&body["events"][0]["kind"], &body["events"][0]["seq"]), (&"ownership".into(), &5.into()));
+    assert_eq!(epochs(&http.get("/v1/events?last=18446744073709551615").await.1).len(), 7);
+    for wrong in ["?last=-1", "?last=", "?last=all", "?first=3"] {
+        let (code, body) = http.get(&format!("/v1/events{wrong}")).await;
+        assert!(code == 400 && body["error"].is_string(), "{wrong}: {code} {body}");
+    }
+}
+
+/// What a stream says, as it says it.
+struct Listener(TcpStream, String);
+
+impl Listener {
+    async fn new(http: &Http, more: &str) -> Listener {
+        let mut stream = http.connect().await;
+        let request = format!("GET /v1/events HTTP/1.1\r\nhost: x\r\n{more}\r\n");
+        stream.write_all(request.as_bytes()).await.expect("asks");
+        Listener(stream, String::new())
+    }
+
+    /// All that is said up to and with `what`.
+    async fn hears(&mut self, what: &str) -> String {
+        let mut part = [0; 4096];
+        while !self.1.contains(what) {
+            let n = soon(self.0.read(&mut part)).await.expect("goes on");
+            assert!(n > 0, "ended without {what}: {}", self.1);
+            self.1.push_str(&String::from_utf8_lossy(&part[..n]));
+        }
+        let end = self.1.find(what).map_or(0, |at| at + what.len());
+        self.1.drain(..end).collect()
+    }
+}
+
+#[tokio::test]
+async fn events_are_streamed_as_they_happen() {
+    let http = Http::start().await;
+    http.puppet.events.add(owns("edge-1", 1));
+    let mut listener = Listener::new(&http, "").await;
+    let head = listener.hears("retry: 1000\n\n").await.to_lowercase();
+    assert!(head.contains("content-type: text/event-stream") && head.contains("no-store"), "{head}");
+    http.puppet.events.add(owns("edge-2", 2));
+    let said = listener.hears("\n\n").await;
+    assert!(
+        said.contains("id: 2\nevent: ownership\ndata: {\"seq\":2,"),
+        "the past is not told again: {said}"
+    );
+    // A browser that comes back names what it heard last.
+    let mut back = Listener::new(&http, "last-event-id: 1\r\n").await;
+    back.hears("id: 2\n").await;
+    // From before this device lost its events, or not a number at all: from now on.
+    for strange in ["last-event-id: 900\r\n", "last-event-id: x\r\n"] {
+        let mut strange = Listener::new(&http, strange).await;
+        strange.hears("retry: 1000\n\n").await;
+        http.puppet.events.add(owns("edge-3", 3));
+        strange.hears("\"device\":\"edge-3\"").await;
+    }
+    // Silence is broken now and then.
+    listener.hears("id: 4\n").await;
+    listener.hears("\n\n").await;
+    skip(Duration::from_secs(11)).await;
+    listener.hears(": nothing new\n\n").await;
+    http.stop.cancel();
+    soon(http.serving).await.expect("ends");
+}
+
+#[tokio::test]
+async fn only_so_many_may_listen_to_events_and_others_are_answered_all_the_same() {
+    let http = Http::start().await;
+    let mut listeners = Vec::new();
+    for _ in 0..16 {
+        let mut listener = Listener::new(&http, "").await;
+        listener.hears("retry").await;
+        listeners.push(listener);
+    }
+    let (code, body) = http.get("/v1/events").await;
+    assert!(code == 503 && body["error"].as_str().is_some_and(|e| e.contains("16")), "{code} {body}");
+    assert_eq!(http.get("/v1/events?last=1").await.0, 200);
+    assert_eq!(http.get("/v1/status").await.0, 200);
+    drop(listeners);
+    let again = async { while Listener::new(&http, "").await.0.read_u8().await.is_err() {} };
+    soon(again).await;
 }
 
 #[tokio::test]

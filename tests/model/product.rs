@@ -175,6 +175,7 @@ impl Owned {
                 at_unix_ms: 0,
                 base: None,
                 expires_unix_ms: 0,
+                until_unix_ms: None,
             }));
             record.history.push_back(Change {
                 epoch: epoch(self.epoch),

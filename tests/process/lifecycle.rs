@@ -47,6 +47,45 @@ fn every_face_names_the_same_owner_and_a_told_owner_hands_over() {
 }
 
 #[test]
+fn events_outlive_a_kill_and_are_noted_once() {
+    let (mut site, owner, epoch) = Site::running(Plan::default());
+    let events = |site: &Site| -> Vec<serde_json::Value> {
+        let said = site.ask(owner, &["events", "-n", "1000", "--json"]).stdout;
+        said.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    };
+    let ownership = |e: &serde_json::Value| e["kind"] == "ownership" && e["over"] == false;
+    let starts = |events: &[serde_json::Value]| events.iter().filter(|e| e["name"] == "started").count();
+    site.ask(owner, &["pause", "--for", "1h", "--reason", "new switch"]);
+    let file = site.data(owner).join("events.log");
+    let written = || std::fs::read_to_string(&file).is_ok_and(|t| t.contains("new switch")).then_some(());
+    until("the events to be on disk", written);
+    let before = events(&site);
+    assert_eq!(starts(&before), 1);
+    assert!(before.iter().any(|e| ownership(e) && e["epoch"] == epoch), "{before:?}");
+    site.signal(owner, Signal::KILL);
+    site.left(owner);
+    site.start(owner);
+    site.up(owner);
+    // While paused the same device owns again.
+    let (again, later) = site.owner(epoch);
+    assert_eq!(again, owner);
+    let noted = |events: &[serde_json::Value]| events.iter().any(|e| ownership(e) && e["epoch"] == later);
+    until("the new ownership to be noted", || noted(&events(&site)).then_some(()));
+    let after = events(&site);
+    let kept = after.iter().zip(&before).take_while(|(a, b)| a == b).count();
+    assert!(kept + 5 > before.len(), "all but the last half second is kept: {before:?} and then {after:?}");
+    assert_eq!(starts(&after), 2);
+    assert_eq!(
+        after.iter().filter(|e| ownership(e)).count(),
+        usize::try_from(later).expect("small"),
+        "{after:?}"
+    );
+    assert_eq!(after.iter().filter(|e| e["kind"] == "order").count(), 1, "{after:?}");
+    let (_, shown) = http(site.devices[owner].http, "/v1/events?last=1").expect("answers");
+    assert!(shown.contains("\"events\":[{"), "{shown}");
+}
+
+#[test]
 fn one_device_alone_owns_nothing_and_says_so() {
     let mut site = Site::new();
     site.start(0);

@@ -39,6 +39,6 @@ mod workload;
 
 /// Says that a part of a test needs something that this machine lacks.
 #[expect(clippy::print_stderr, reason = "the only place where a test can say so")]
-fn not_tested(why: &str) {
+pub(super) fn not_tested(why: &str) {
     eprintln!("not tested: {why}");
 }

@@ -2,12 +2,16 @@
 //! owner whenever it may have one, is checked at every millisecond, as in all stories.
 
 use quorate::{
+    clock::Clock as _,
     id::DeviceId,
     ownership::{
-        command::{Command, RaiseFloor},
+        command::{self, Command, RaiseFloor},
         record::Cause,
     },
+    reconcile::commands::{Order, Wish},
 };
+
+use std::time::Duration;
 
 use super::{MS, S, another_runs, bound, running};
 use crate::stage::{Setup, Stage, world::Freeze};
@@ -37,6 +41,68 @@ fn while_paused_nobody_takes_over_until_somebody_resumes() {
         let took = stage.until(2 * S, "another runs", |s| s.running().is_some());
         assert!(took < 500 * MS, "everything else has long been waited for, but it took {took:?}");
     }
+}
+
+/// Somebody pauses the site for a time, as at the command line.
+fn pause_for(stage: &mut Stage, at: usize, lasts: Duration) {
+    stage.wish(
+        at,
+        Wish {
+            id: None,
+            order: Order::Pause(Some(lasts)),
+            reason: "new switch".into(),
+            actor: "anna".into(),
+            base: None,
+            expires_unix_ms: 0,
+        },
+    );
+    stage.until(S, "the site is paused", |s| s.record().is_some_and(|r| r.paused.is_some()));
+}
+
+#[test]
+fn a_pause_for_a_time_ends_by_itself_and_another_takes_over() {
+    for seed in 1..=3 {
+        let (mut stage, owner) = running(Setup { seed, ..Setup::default() });
+        let at = other(&stage, owner);
+        pause_for(&mut stage, at, 60 * S);
+        stage.pass(10 * S);
+        stage.crash(owner);
+        stage.pass(45 * S);
+        assert_eq!((stage.running(), stage.epochs()), (None, vec![1]), "it is still paused");
+        let took = stage.until(8 * S, "another runs", |s| s.running().is_some());
+        assert!(took > 3 * S, "a minute is not over yet: {took:?}");
+        assert!(stage.record().is_some_and(|r| r.paused.is_none()));
+    }
+}
+
+#[test]
+fn a_pause_for_a_time_outlives_every_restart_and_ends() {
+    let (mut stage, owner) = running(Setup::default());
+    pause_for(&mut stage, owner, 60 * S);
+    (0..3).for_each(|n| stage.crash(n));
+    stage.pass(S);
+    (0..3).for_each(|n| stage.start(n));
+    assert_eq!(stage.someone_runs(bound() * 2 + S), owner);
+    stage.pass(40 * S);
+    assert!(stage.record().is_some_and(|r| r.paused.as_ref().is_some_and(|p| p.until_unix_ms.is_some())));
+    stage.until(25 * S, "the pause ends", |s| s.record().is_some_and(|r| r.paused.is_none()));
+    assert_eq!(stage.running(), Some(owner), "and nothing moves");
+}
+
+/// A wall clock that is wrong ends a pause early or late, and that is all.
+#[test]
+fn a_pause_ends_by_the_wall_clock_of_whoever_leads() {
+    let (mut stage, owner) = running(Setup::default());
+    let now = stage.devices[owner].clock.wall_ms();
+    stage.order(owner, |order| Command::Pause(command::Order { until_unix_ms: Some(now + 20_000), ..order }));
+    stage.until(S, "the site is paused", |s| s.record().is_some_and(|r| r.paused.is_some()));
+    (0..3).for_each(|n| stage.set_wall_clock(n, 0));
+    stage.pass(60 * S);
+    assert!(stage.record().is_some_and(|r| r.paused.is_some()), "no clock shows its end");
+    // Set right again, some minutes late.
+    (0..3).for_each(|n| stage.set_wall_clock(n, now + 300_000));
+    stage.until(3 * S, "the pause ends", |s| s.record().is_some_and(|r| r.paused.is_none()));
+    assert_eq!((stage.running(), stage.epochs()), (Some(owner), vec![1]));
 }
 
 #[test]

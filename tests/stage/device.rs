@@ -26,7 +26,10 @@ use quorate::{
     reconcile::commands::{Corridor as _, Wish},
     seal::Receipt,
     site::Site,
-    status::door::{Answer, Door as _},
+    status::{
+        door::{Answer, Door as _},
+        events::Events,
+    },
     workload::BoxFuture,
 };
 use tokio::sync::{mpsc, watch};
@@ -238,6 +241,7 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
         module: Some(face),
         workload_kind: "process",
         workload_conditions: watch::channel(Vec::new()).1,
+        events: Events::default(),
     };
     let (faces, stop) = (TaskTracker::new(), CancellationToken::new());
     let door = NodeDoor::open(node.clone(), surroundings, dice.split(), &faces, stop.clone());

@@ -187,6 +187,7 @@ impl Stage {
             at_unix_ms: 0,
             base: None,
             expires_unix_ms: 0,
+            until_unix_ms: None,
         };
         self.devices[at].tell(Order::Propose(command(order)));
     }

@@ -46,7 +46,7 @@ impl Want {
         let device = stage.devices[n].id.clone();
         match self {
             Want::Transfer => Order::Transfer(Some(device)),
-            Want::Pause(true) => Order::Pause,
+            Want::Pause(true) => Order::Pause(None),
             Want::Pause(false) => Order::Resume,
             Want::Drain(true) => Order::Drain(device),
             Want::Drain(false) => Order::Undrain(device),

@@ -10,6 +10,7 @@ fn report() -> Report {
         address: format!("{device}.plant:7600"),
         role: "voter".into(),
         reachable,
+        votes: reachable,
         last_heard_ms: Some(if reachable { 80 } else { 95_000 }),
         build: "0.1.0".into(),
         fit: unfit.is_none(),
@@ -60,8 +61,12 @@ fn report() -> Report {
 #[test]
 fn shows_what_is_ordered_only_where_something_is() {
     assert!(!text(&report(), Paint(false)).contains("paused"));
-    let by =
-        Ordered { actor: "anna".into(), reason: "new\u{1b}switch".into(), since_unix_ms: 1_793_607_330_000 };
+    let by = Ordered {
+        actor: "anna".into(),
+        reason: "new\u{1b}switch".into(),
+        since_unix_ms: 1_793_607_330_000,
+        ..Ordered::default()
+    };
     let orders = Orders {
         paused: Some(by.clone()),
         drained: [("edge-2".to_owned(), by.clone()), ("edge-3".to_owned(), by)].into(),
@@ -78,6 +83,10 @@ fn shows_what_is_ordered_only_where_something_is() {
     ] {
         assert!(shown.contains(&line), "{line}\n{shown}");
     }
+    let ends = Ordered { until_unix_ms: Some(1_793_609_130_000), actor: "anna".into(), ..Ordered::default() };
+    let orders = Orders { paused: Some(ends), ..Orders::default() };
+    let shown = text(&Report { orders, ..report() }, Paint(false));
+    assert!(shown.contains(" until 2026-11-02 08:45:30 UTC"), "{shown}");
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn transfer(to: u8, base: u64) -> Command {
 
 fn order(id: u64) -> Order {
     let (actor, reason) = ("anna".into(), "maintenance".into());
-    Order { id, actor, reason, at_unix_ms: 0, base: None, expires_unix_ms: 0 }
+    Order { id, actor, reason, at_unix_ms: 0, base: None, expires_unix_ms: 0, until_unix_ms: None }
 }
 
 fn pause() -> Command {

@@ -13,7 +13,7 @@ use crate::{
     epoch::Epoch,
     id::DeviceId,
     ownership::{
-        command::{Drain, DrainExactly, LimitTiming, Order, Refusal, SetPreferred},
+        command::{Drain, DrainExactly, EndPause, LimitTiming, Order, Refusal, SetPreferred},
         pace::{CONFIGURED, STRETCH_MAX},
     },
     site::Role,
@@ -30,12 +30,15 @@ pub struct Note {
     pub reason: String,
     /// When, by the asking device's wall clock.
     pub at_unix_ms: u64,
+    /// When it ends by itself, by the wall clock of whoever leads then; absent: it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_unix_ms: Option<u64>,
 }
 
 impl From<&Order> for Note {
     fn from(order: &Order) -> Note {
-        let Order { id, actor, reason, at_unix_ms, .. } = order.clone();
-        Note { id, actor, reason, at_unix_ms }
+        let Order { id, actor, reason, at_unix_ms, until_unix_ms, .. } = order.clone();
+        Note { id, actor, reason, at_unix_ms, until_unix_ms }
     }
 }
 
@@ -98,9 +101,22 @@ impl Record {
         Ok(())
     }
 
+    /// A pause never shortens another: the one that ends last, or not at all, counts.
     pub(super) fn pause(&mut self, order: &Order) -> Result<(), Refusal> {
         self.expect_if(order.base)?;
-        self.paused.get_or_insert_with(|| order.into());
+        let outlasts = |now: &Note| match (now.until_unix_ms, order.until_unix_ms) {
+            (None, _) => false,
+            (Some(_), None) => true,
+            (Some(now), Some(then)) => then > now,
+        };
+        if self.paused.as_ref().is_none_or(outlasts) {
+            self.paused = Some(order.into());
+        }
+        Ok(())
+    }
+
+    pub(super) fn end_pause(&mut self, end: &EndPause) -> Result<(), Refusal> {
+        self.paused.take_if(|note| note.id == end.pause && note.until_unix_ms.is_some());
         Ok(())
     }
 

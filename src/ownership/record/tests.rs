@@ -2,7 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    ownership::command::{ConfirmMirror, Drain, DrainExactly, LimitTiming, Order, RaiseFloor, SetPreferred},
+    ownership::command::{
+        ConfirmMirror, Drain, DrainExactly, EndPause, LimitTiming, Order, RaiseFloor, SetPreferred,
+    },
     site::Member,
     timing::{Settings, Timing},
 };
@@ -60,7 +62,7 @@ fn e(n: u64) -> Epoch {
 
 fn order(id: u64) -> Order {
     let (actor, reason) = ("anna".into(), format!("order {id}"));
-    Order { id, actor, reason, at_unix_ms: 7, base: None, expires_unix_ms: 0 }
+    Order { id, actor, reason, at_unix_ms: 7, base: None, expires_unix_ms: 0, until_unix_ms: None }
 }
 
 fn pause(id: u64) -> Command {
@@ -218,6 +220,50 @@ fn orders_are_idempotent_and_keep_the_first_note() {
     r.apply(&prefer(43, None));
     r.apply(&limit(44, None));
     assert_eq!((r.preferred.clone(), r.least_stretch), (None, None));
+}
+
+#[test]
+fn of_two_pauses_the_one_that_ends_last_counts() {
+    let pause = |id, until_unix_ms| Command::Pause(Order { until_unix_ms, ..order(id) });
+    let in_force = |orders: &[(u64, Option<u64>)]| {
+        let mut r = Record::new(&site());
+        orders.iter().for_each(|(id, until)| assert_eq!(r.apply(&pause(*id, *until)), done(0)));
+        r.paused.as_ref().map(|note| (note.id, note.until_unix_ms))
+    };
+    assert_eq!(in_force(&[(1, Some(50)), (2, Some(60))]), Some((2, Some(60))));
+    assert_eq!(in_force(&[(1, Some(60)), (2, Some(50))]), Some((1, Some(60))));
+    assert_eq!(in_force(&[(1, Some(60)), (2, None)]), Some((2, None)));
+    assert_eq!(in_force(&[(1, None), (2, Some(60))]), Some((1, None)));
+}
+
+#[test]
+fn the_end_of_a_pause_is_that_pauses_own() {
+    let end = |pause| Command::EndPause(EndPause { pause });
+    let mut r = Record::new(&site());
+    assert_eq!(r.apply(&end(1)), done(0), "there is none");
+    let pause = |id, until_unix_ms| Command::Pause(Order { until_unix_ms, ..order(id) });
+    r.apply(&pause(1, Some(50)));
+    r.apply(&Command::Resume(order(2)));
+    r.apply(&pause(3, Some(60)));
+    let before = r.clone();
+    assert_eq!(r.apply(&end(1)), done(0), "decided upon before somebody resumed and paused again");
+    assert_eq!(r, before);
+    assert_eq!(r.apply(&end(3)), done(0));
+    assert_eq!(r.paused, None);
+    r.apply(&pause(4, None));
+    r.apply(&end(4));
+    assert!(r.paused.is_some(), "it has no end");
+}
+
+#[test]
+fn a_pause_of_before_there_were_ends_has_none() {
+    let old = r#"{"command":"pause","id":5,"actor":"anna","reason":"","at_unix_ms":7}"#;
+    let mut r = Record::new(&site());
+    r.apply(&serde_json::from_str(old).expect("reads"));
+    assert_eq!(r.paused.as_ref().map(|note| note.until_unix_ms), Some(None));
+    let ends = Command::Pause(Order { until_unix_ms: Some(60), ..order(6) });
+    let back: Command = serde_json::from_slice(&serde_json::to_vec(&ends).expect("writes")).expect("reads");
+    assert_eq!(back, ends);
 }
 
 #[test]

@@ -4,9 +4,11 @@
 //! *not* to execute the rest; an entry of the section that is no command is left alone. Faults quote at most a few
 //! characters of what was sent.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
-use super::{Order, REASON_MAX, Request};
+use super::{Order, PAUSE_MS, REASON_MAX, Request};
 use crate::{
     epoch::Epoch,
     hub::{verbs::Verb, wall},
@@ -44,6 +46,8 @@ pub struct Malformed {
 }
 
 type Fault = String;
+/// An order, the verbs that it takes, and its own fields.
+type Own = (Order, &'static [Verb], &'static [&'static str]);
 
 /// A direct method: `status` and `why`, and each other verb but `timing` with `{"id", "expires", ...}`.
 ///
@@ -65,15 +69,19 @@ pub fn method(name: &str, payload: &Value) -> Result<Request, Malformed> {
     }
     read(verb, payload, |fields| {
         Ok(match verb {
-            Verb::Transfer => (Order::Transfer(device_or_null(fields, "to")?), &[Verb::Transfer][..], "to"),
-            Verb::Resume => (Order::Resume, &[Verb::Resume], ""),
-            Verb::Drain => (Order::Drain(device(fields, "device")?), &[Verb::Drain], "device"),
-            Verb::Undrain => (Order::Undrain(device(fields, "device")?), &[Verb::Undrain], "device"),
+            Verb::Transfer => {
+                (Order::Transfer(device_or_null(fields, "to")?), &[Verb::Transfer][..], &["to"][..])
+            }
+            Verb::Resume => (Order::Resume, &[Verb::Resume], &[]),
+            Verb::Drain => (Order::Drain(device(fields, "device")?), &[Verb::Drain], &["device"]),
+            Verb::Undrain => (Order::Undrain(device(fields, "device")?), &[Verb::Undrain], &["device"]),
             Verb::Prefer => {
                 let named = required(fields, "device").and_then(|_| device_or_null(fields, "device"))?;
-                (Order::Prefer(named), &[Verb::Prefer], "device")
+                (Order::Prefer(named), &[Verb::Prefer], &["device"])
             }
-            Verb::Pause | Verb::Status | Verb::Why | Verb::Timing => (Order::Pause, &[Verb::Pause], ""),
+            Verb::Pause | Verb::Status | Verb::Why | Verb::Timing => {
+                (Order::Pause(lasts(fields)?), &[Verb::Pause], &["for_ms"])
+            }
         })
     })
     .map(|request| Request { actor: "IoT Hub method", ..request })
@@ -101,17 +109,19 @@ fn one_desired(verb: Verb, entry: &Value) -> Result<Request, Malformed> {
         Ok(match verb {
             Verb::Prefer => {
                 let named = required(fields, "device").and_then(|_| device_or_null(fields, "device"))?;
-                (Order::Prefer(named), &[Verb::Prefer][..], "device")
+                (Order::Prefer(named), &[Verb::Prefer][..], &["device"][..])
             }
             // What is not in the list is undrained.
-            Verb::Drain => {
-                (Order::DrainExactly(devices(fields, "devices")?), &[Verb::Drain, Verb::Undrain], "devices")
-            }
-            Verb::Transfer => (Order::Transfer(Some(device(fields, "to")?)), &[Verb::Transfer], "to"),
-            Verb::Timing => (Order::Timing(stretch(fields)?), &[Verb::Timing], "stretch"),
+            Verb::Drain => (
+                Order::DrainExactly(devices(fields, "devices")?),
+                &[Verb::Drain, Verb::Undrain],
+                &["devices"],
+            ),
+            Verb::Transfer => (Order::Transfer(Some(device(fields, "to")?)), &[Verb::Transfer], &["to"]),
+            Verb::Timing => (Order::Timing(stretch(fields)?), &[Verb::Timing], &["stretch"]),
             _ => match required(fields, "on")? {
-                Value::Bool(true) => (Order::Pause, &[Verb::Pause], "on"),
-                Value::Bool(false) => (Order::Resume, &[Verb::Resume], "on"),
+                Value::Bool(true) => (Order::Pause(lasts(fields)?), &[Verb::Pause], &["on", "for_ms"]),
+                Value::Bool(false) => (Order::Resume, &[Verb::Resume], &["on"]),
                 _ => return Err("on: is neither true nor false".into()),
             },
         })
@@ -139,12 +149,12 @@ fn question(verb: Verb) -> Request {
     }
 }
 
-/// Reads what all commands have in common. `own` reads the rest, and says which verbs the order takes and which field
-/// is its own.
+/// Reads what all commands have in common. `own` reads the rest, and says which verbs the order takes and which fields
+/// are its own.
 fn read(
     verb: Verb,
     payload: &Value,
-    own: impl FnOnce(&Map<String, Value>) -> Result<(Order, &'static [Verb], &'static str), Fault>,
+    own: impl FnOnce(&Map<String, Value>) -> Result<Own, Fault>,
 ) -> Result<Request, Malformed> {
     let malformed =
         |id: String, reason: Fault| Malformed { verb: Some(verb), own_key: false, id, status: 400, reason };
@@ -156,8 +166,10 @@ fn read(
     };
     let id = id(fields).map_err(|reason| malformed(String::new(), reason))?;
     let rest = || {
-        let (order, takes, field) = own(fields)?;
-        if let Some(other) = fields.keys().find(|key| !COMMON.contains(&key.as_str()) && *key != field) {
+        let (order, takes, its_own) = own(fields)?;
+        if let Some(other) =
+            fields.keys().find(|key| !COMMON.contains(&key.as_str()) && !its_own.contains(&key.as_str()))
+        {
             return Err(format!("{}: is not a field of this command", shown(other)));
         }
         Ok(Request {
@@ -255,6 +267,21 @@ fn stretch(fields: &Map<String, Value>) -> Result<Option<u32>, Fault> {
             Some(n) if (CONFIGURED..=STRETCH_MAX).contains(&n) => Ok(Some(n)),
             _ => Err(format!(
                 "stretch: is neither null nor a number of hundredths from {CONFIGURED} to {STRETCH_MAX}"
+            )),
+        },
+    }
+}
+
+/// For how long, if it says so.
+fn lasts(fields: &Map<String, Value>) -> Result<Option<Duration>, Fault> {
+    match fields.get("for_ms") {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64().filter(|ms| PAUSE_MS.contains(ms)) {
+            Some(ms) => Ok(Some(Duration::from_millis(ms))),
+            None => Err(format!(
+                "for_ms: is no number of milliseconds from {} to {}; leave it out for a pause without an end",
+                PAUSE_MS.start(),
+                PAUSE_MS.end()
             )),
         },
     }

@@ -94,7 +94,8 @@ async fn each_method_becomes_its_order() {
     for (name, fields, order) in [
         ("transfer", json!({"to": "edge-1"}), Order::Transfer(one.clone())),
         ("transfer", json!({}), Order::Transfer(None)),
-        ("pause", json!({}), Order::Pause),
+        ("pause", json!({}), Order::Pause(None)),
+        ("pause", json!({"for_ms": 1_800_000}), Order::Pause(Some(std::time::Duration::from_secs(1800)))),
         ("resume", json!({}), Order::Resume),
         ("drain", json!({"device": "edge-1"}), Order::Drain(device("edge-1"))),
         ("undrain", json!({"device": "edge-1"}), Order::Undrain(device("edge-1"))),
@@ -127,6 +128,26 @@ async fn each_method_becomes_its_order() {
 }
 
 #[tokio::test]
+async fn a_pause_lasts_for_a_sensible_time_or_is_refused() {
+    let site = Told::new();
+    for wrong in
+        [json!(0), json!(999), json!(31_622_400_001u64), json!(-5), json!(1.5e6), json!("30m"), json!(true)]
+    {
+        let outcome = call(&site, &all(), "pause", with(json!({"for_ms": wrong}))).await;
+        assert_eq!(outcome.status(), 400, "{wrong}");
+        assert!(outcome.reply()["reason"].as_str().is_some_and(|r| r.starts_with("for_ms: ")), "{wrong}");
+    }
+    // What ends a pause does not last.
+    let ends = desired(&json!({"pause": with(json!({"on": false, "for_ms": 5000}))})).pop().expect("one");
+    assert_eq!(execute(&site, &all(), NOW, ends).await.status(), 400);
+    assert!(site.wishes().is_empty());
+    let lasts = desired(&json!({"pause": with(json!({"on": true, "for_ms": 5000}))})).pop().expect("one");
+    assert_eq!(execute(&site, &all(), NOW, lasts).await.status(), 200);
+    let for_5_s = Some(std::time::Duration::from_secs(5));
+    assert_eq!(site.wishes().pop().map(|wish| wish.order), Some(Order::Pause(for_5_s)));
+}
+
+#[tokio::test]
 async fn each_desired_property_becomes_its_order() {
     let entry = |fields| with(fields);
     let section = json!({
@@ -150,7 +171,7 @@ async fn each_desired_property_becomes_its_order() {
     assert_eq!(
         orders,
         [
-            Order::Pause,
+            Order::Pause(None),
             Order::Prefer(None),
             Order::DrainExactly(vec![device("edge-3"), device("edge-1")]),
             Order::Timing(Some(150)),
