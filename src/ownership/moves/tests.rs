@@ -26,7 +26,7 @@ fn others(seen: &[(u8, u32)]) -> BTreeMap<DeviceId, Sight> {
 
 fn order(id: u64) -> Order {
     let (actor, reason) = ("anna".into(), String::new());
-    Order { id, actor, reason, at_unix_ms: 0, base: None, expires_unix_ms: 0, until_unix_ms: 0 }
+    Order { id, actor, reason, at_unix_ms: 0, base: None, expires_unix_ms: 0, until_unix_ms: None }
 }
 
 fn new_record() -> Record {
