@@ -90,6 +90,8 @@ impl fmt::Display for Event {
         match (self.kind, self.over) {
             (Kind::Ownership, false) => write!(f, "{device} owns, epoch {epoch}")?,
             (Kind::Ownership, true) => write!(f, "{device} owns no more, epoch {epoch}")?,
+            // A reason may have a condition's name, and says all in its sentence.
+            (Kind::Decision, _) if !text.is_empty() => write!(f, "decided")?,
             (Kind::Condition, true) => write!(f, "{name} is over")?,
             (Kind::Order, over) => {
                 let about = if device.is_empty() { String::new() } else { format!(" {device}") };
@@ -228,7 +230,7 @@ mod tests {
         assert_eq!(
             told,
             [
-                "standing_by: edge-2 owns",
+                "decided: edge-2 owns",
                 "edge-2 owns, epoch 17: the owner was lost",
                 "edge-2 owns no more, epoch 17",
                 "no.spare: not heard: edge-3",
