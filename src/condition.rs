@@ -104,6 +104,14 @@ conditions! {
     WorkloadUnhealthy = "workload.unhealthy", Warning,
         "The workload, or what it needs, cannot work on this device, so it does not own while that lasts.",
         "Mend what is named; the device may own again by itself then.";
+    /// Part of the plant cannot be seen from here.
+    PlantUnseen = "plant.unseen", Warning,
+        "A probe of the plant fails on this device, so a device that sees more of it owns if there is one.",
+        "Look at what the probe asks, and at the way there from this device; the detail says what was answered.";
+    /// Health would have moved the ownership once too often.
+    BudgetSpent = "budget.spent", Warning,
+        "The owner had better give way to another device, and goes on because there were site.changes_per_hour changes in the last hour that nobody ordered.",
+        "Find out what flickers: `quorate why` shows the changes. `quorate transfer` moves the workload at once.";
     /// The fencer ended without being told to.
     FencerLost = "fencer.lost", Critical,
         "The process that enforces the workload's deadline ended unexpectedly or gave no sign of life; its workload was killed.",

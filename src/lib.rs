@@ -15,6 +15,7 @@ pub mod ownership;
 
 // Floor 2: doors.
 pub mod hub;
+pub mod probe;
 pub mod raft;
 pub mod workload;
 

@@ -18,7 +18,7 @@ use quorate::{
     reconcile::commands,
     status::{
         metrics::Metrics,
-        report::{Member, Report},
+        report::{Member, Probe, Report},
     },
     timing::{Settings, Timing},
 };
@@ -87,6 +87,7 @@ fn keys_of(section: &str) -> Vec<String> {
         "" => format!("{WRONG} = 1\n{BASE}"),
         "site" => BASE.replace("id =", &format!("{WRONG} = 1\nid =")),
         "site.members[]" => BASE.replace("{ device", &format!("{{ {WRONG} = 1, device")),
+        "site.probes[]" => format!("{BASE}probes = [{{ {WRONG} = 1 }}]\n"),
         other => format!("{BASE}[{other}]\n{WRONG} = 1\n"),
     };
     let faults = loaded(&file, &[]).expect_err("the key is wrong");
@@ -111,6 +112,9 @@ fn every_setting_is_in_the_readme_and_the_other_way_round() {
             match (&*section, &*key) {
                 ("site", "members") => {
                     expected.extend(keys_of("site.members[]").iter().map(|k| format!("site.members[].{k}")));
+                }
+                ("site", "probes") => {
+                    expected.extend(keys_of("site.probes[]").iter().map(|k| format!("site.probes[].{k}")));
                 }
                 ("site", "timing") => {
                     expected.insert("site.timing".to_owned());
@@ -157,6 +161,19 @@ fn every_default_in_the_readme_is_the_default() {
     assert!(checked > 12, "only {checked} defaults were found");
     let said = loaded(&base.replace(" }]", ", role = \"voter\" }]"), &[]).expect("is right");
     assert_eq!(said, plain);
+    // Nor have a probe's.
+    let probe = |role: &str, more: &str| {
+        let must = "name = \"p\"\nkind = \"tcp\"\ntarget = \"plc:502\"";
+        loaded(&format!("{base}[[site.probes]]\n{must}\n{role}\n{more}"), &[]).expect("is right")
+    };
+    for (key, default) in rows(part(&readme, "## Settings")).iter().map(|row| (code(row[0]), code(row[1]))) {
+        let Some(key) = key.strip_prefix("site.probes[].").filter(|_| !default.is_empty()) else { continue };
+        let role = if key == "grace" { "role = \"workload\"" } else { "" };
+        let value = default.parse::<u32>().map_or_else(|_| format!("{default:?}"), |n| n.to_string());
+        assert_eq!(probe(role, &format!("{key} = {value}")), probe(role, ""), "{key}");
+        checked += 1;
+    }
+    assert!(checked > 18, "only {checked} defaults were found");
 }
 
 #[test]
@@ -226,6 +243,7 @@ pub(super) fn metrics() -> BTreeMap<String, String> {
     metrics.peer_rtt("edge-2", Duration::from_millis(1));
     let mut report = Report { members: vec![Member::default()], ..Report::default() };
     report.hub.requests.insert("200".into(), 1);
+    report.probes.push(Probe { up: Some(true), ..Probe::default() });
     let counts = std::collections::BTreeMap::from([("200".to_owned(), 1)]);
     let module =
         quorate::status::report::HubModule { requests: counts.clone(), gate: counts, ..Default::default() };

@@ -14,17 +14,18 @@ use std::{
 const FLOORS: [&[&str]; 6] = [
     &["clock", "condition", "dice", "epoch", "id", "seal", "site", "timing"],
     &["ownership"],
-    &["hub", "raft", "workload"],
+    &["hub", "probe", "raft", "workload"],
     &["reconcile"],
     &["config", "control", "emulator", "status"],
     &["cli", "node"],
 ];
 
 /// Uses inside a floor that are allowed, each with its reason.
-const NEIGHBOURS: [(&str, &str, &str); 5] = [
+const NEIGHBOURS: [(&str, &str, &str); 6] = [
     ("seal", "epoch", "a receipt is for one epoch"),
     ("site", "id", "a site is named by ids"),
     ("site", "timing", "a site agrees on its timing"),
+    ("probe", "workload", "a command that is asked is a process, and `workload/` starts and ends those"),
     ("control", "status", "both faces show what one door tells, so that they cannot contradict each other"),
     ("cli", "node", "`quorate run` starts the node"),
 ];

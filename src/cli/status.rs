@@ -262,6 +262,15 @@ fn rest(out: &mut String, r: &Report) {
     for device in h.devices.iter().filter(|d| d.error.is_some()) {
         row(out, "", &format!("{}: {}", device.device, device.error.as_deref().unwrap_or("")));
     }
+    for (n, probe) in r.probes.iter().enumerate() {
+        let state = match probe.up {
+            Some(true) => "passes".to_owned(),
+            Some(false) => format!("FAILS: {}", probe.wrong),
+            None => "not known".to_owned(),
+        };
+        let name = if n == 0 { "probes" } else { "" };
+        row(out, name, &format!("{} ({}, {}): {state}", probe.name, probe.kind, probe.role));
+    }
     if let Some(decision) = &r.last_decision {
         row(out, "decided", &decision.reason);
     }

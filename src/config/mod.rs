@@ -10,6 +10,7 @@ mod duration;
 mod fault;
 mod hub;
 mod listeners;
+mod probe;
 mod section;
 mod site;
 mod source;
@@ -32,6 +33,7 @@ pub use self::{
 };
 use crate::{
     id::DeviceId,
+    ownership::moves::Policy,
     site::{Member, Site},
     timing::Timing,
     workload::{Kind, Settings, User, runtime::Api},
@@ -63,6 +65,10 @@ pub struct Config {
     pub fingerprint_files: Vec<PathBuf>,
     /// Whether and how the cloud is told.
     pub hub: crate::hub::Settings,
+    /// What is asked, to know how well off this device is.
+    pub probes: Vec<crate::probe::Settings>,
+    /// How willingly the ownership moves.
+    pub moves: Policy,
     /// What is logged and how.
     pub log: Log,
 }
@@ -251,6 +257,8 @@ pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Config, Fa
     let mut work = root.section("workload", notes);
     let grace = workload::stop_grace(&mut work, notes);
     let timing = site::timing(&mut section, grace, &work, notes);
+    let probes = probe::probes(&mut section, notes);
+    let moves = probe::policy(&mut section, notes);
     section.done(notes);
     let mine = me.as_ref().and_then(|me| members.iter().find(|m| m.device == *me));
     let (peer, control, http, storage) = listeners::all(&mut root, mine, environment, notes);
@@ -276,6 +284,8 @@ pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Config, Fa
             workload,
             fingerprint_files,
             hub,
+            probes,
+            moves,
             log,
         }),
         _ => {

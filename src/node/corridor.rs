@@ -74,9 +74,16 @@ impl NodeDoor {
     /// The first fit device that is chosen among those that `may`.
     fn choose(&self, record: &Record, may: impl Fn(&DeviceId) -> bool) -> Result<DeviceId, Refusal> {
         let mut refusals = Vec::new();
-        let candidates = record.candidates().into_iter();
+        let roster = self.node.group.roster();
+        let seen = |device: &DeviceId| match *device == roster.me {
+            true => roster.sight().seen,
+            false => roster.contact(device).map_or(0, |contact| contact.sight.seen),
+        };
+        let mut candidates = record.candidates();
+        // Who sees more of the plant comes first, of equals the first candidate.
+        candidates.sort_by_key(|device| std::cmp::Reverse(seen(device)));
         let others = record.roles.keys().filter(|device| record.drained.contains_key(*device));
-        for device in candidates.chain(others).filter(|device| may(device)) {
+        for device in candidates.into_iter().chain(others).filter(|device| may(device)) {
             match self.is_fit(device) {
                 Ok(()) => return Ok(device.clone()),
                 Err(why) => refusals.push(why),

@@ -7,6 +7,7 @@ mod care;
 mod corridor;
 pub mod door;
 pub mod events;
+mod health;
 mod mirror;
 pub mod module;
 mod report;
@@ -93,6 +94,7 @@ pub struct Node {
     starts_over: watch::Receiver<bool>,
     unfit: watch::Sender<Option<Unfit>>,
     folder: watch::Sender<Vec<Raised>>,
+    health: health::Health,
     ailments: watch::Sender<Ailments>,
     clock: Arc<dyn Clock>,
     workload: workload::Handle,
@@ -167,6 +169,7 @@ impl Node {
             serving,
             unfit,
             folder: watch::Sender::default(),
+            health: health::Health::new(),
             ailments: watch::Sender::default(),
         };
         let lease = LeaseLoop {
@@ -202,6 +205,9 @@ impl Node {
             meter,
             unfit: node.unfit.clone(),
             ailments: node.ailments.subscribe(),
+            failing: node.health.failing.subscribe(),
+            policy: node.health.policy.subscribe(),
+            held: node.health.held.clone(),
             strain,
         };
         node.spawn(pace.run(node.loops.clone()));

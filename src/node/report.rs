@@ -126,6 +126,7 @@ impl NodeDoor {
             quorum,
             devices_may_fail: u32::try_from(may_fail).unwrap_or(u32::MAX),
             workload: self.workload(),
+            probes: node.health.report(),
             orders: orders(&record),
             hub: self.hub(now),
             conditions: conditions.iter().map(report::Condition::from).collect(),
@@ -169,7 +170,9 @@ impl NodeDoor {
                     _ => contact.unfit,
                 },
             };
+            let sight = if me { roster.sight() } else { contact.sight };
             report::Member {
+                plant_seen: (sight.asked > 0).then_some(sight.seen),
                 device: m.device.to_string(),
                 address: m.address.clone(),
                 role: m.role.to_string(),
@@ -352,6 +355,7 @@ impl NodeDoor {
             Raised::new(Condition::WorkloadUnhealthy, format!("{what}: {why}"))
         };
         raised.extend(node.ailments.borrow().iter().map(ailing));
+        raised.extend(node.health.raised());
         if let Some(strain) = *node.strain.borrow() {
             raised.push(Raised::new(Condition::DeviceStrained, strain.to_string()));
         }

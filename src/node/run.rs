@@ -33,6 +33,7 @@ use crate::{
     },
     id::Incarnation,
     ownership::record::Cause,
+    probe,
     raft::{
         log::{Amnesia, Disk, folder, quarantine, room},
         peer::transport::{TcpDialer, tcp},
@@ -158,6 +159,8 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     tasks.spawn(status::server::serve(bound.http, door, metrics.clone(), stop.clone()));
     tasks.spawn(measure(node.clone(), metrics, stop.clone()));
     care::watch(config, &node, &tasks, &stop).map_err(Failure::Trouble)?;
+    let probes = config.probes.iter().map(|settings| (settings.clone(), probe::open(settings))).collect();
+    node.look_after(probes, config.moves.clone());
     let (until, told) = (stop.clone(), CancellationToken::new());
     // What is noted last is written too.
     tasks.spawn(ring.keep(noted, told.clone()));

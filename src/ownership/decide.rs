@@ -287,7 +287,7 @@ fn leaving(view: &View<'_>, epoch: Epoch) -> Option<Leaving> {
     let paused = view.record.paused.is_some();
     let leaves = view.unfit.filter(|why| match why {
         // It can go on, and does where nobody would follow.
-        Unfit::Drained(_) => !paused && view.successor.is_some(),
+        Unfit::Drained(_) | Unfit::GivesWay(_) => !paused && view.successor.is_some(),
         Unfit::Strained(_) | Unfit::Unwell(_) => !paused,
         Unfit::Witness | Unfit::Leaving | Unfit::DiskFailed => true,
     });

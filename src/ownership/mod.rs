@@ -19,7 +19,9 @@
 pub mod command;
 pub mod decide;
 pub mod lease;
+pub mod moves;
 pub mod pace;
+pub mod probe;
 pub mod record;
 pub mod view;
 pub mod vitals;

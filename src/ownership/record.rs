@@ -108,6 +108,9 @@ pub struct Released {
     pub epoch: Epoch,
     /// Who shall own next.
     pub successor: Option<DeviceId>,
+    /// Why the owner gave up, in one sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
 }
 
 /// A handover that was asked for and is not done yet.
@@ -308,11 +311,14 @@ impl Record {
             (None, Some(_)) => Cause::OwnerLeft,
             (None, None) => Cause::FirstStart,
         };
+        // What the owner gave up for of its own accord. Who was asked to says no more than that.
+        let own = self.released.take().map(|released| released.reason).filter(|reason| !reason.is_empty());
         let (actor, reason) = match (cause, self.handover.take()) {
             (Cause::HandedOver | Cause::HandoverFailed, Some(handover)) if handover.reason.is_empty() => {
                 (handover.actor, cause.sentence().to_owned())
             }
             (Cause::HandedOver | Cause::HandoverFailed, Some(handover)) => (handover.actor, handover.reason),
+            (Cause::HandedOver, None) => (String::new(), own.unwrap_or_else(|| cause.sentence().to_owned())),
             _ => (String::new(), cause.sentence().to_owned()),
         };
         self.close_history(claim.at_unix_ms);
@@ -329,7 +335,6 @@ impl Record {
             self.history.pop_front();
         }
         self.epoch = epoch;
-        self.released = None;
         self.owner = Some(Ownership {
             device: claim.device.clone(),
             incarnation: claim.incarnation,
@@ -348,7 +353,11 @@ impl Record {
         }
         self.close_history(receipt.at_unix_ms);
         self.owner = None;
-        self.released = Some(Released { epoch: receipt.epoch, successor: receipt.successor.clone() });
+        self.released = Some(Released {
+            epoch: receipt.epoch,
+            successor: receipt.successor.clone(),
+            reason: receipt.reason.clone(),
+        });
         Ok(())
     }
 

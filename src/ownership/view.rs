@@ -49,6 +49,9 @@ pub enum Unfit {
     /// Somebody has drained it. If it owns, another device is fit.
     #[error("this device is drained {0}")]
     Drained(String),
+    /// Another fit device is better off, or the workload fails here and another device is fit.
+    #[error("{0}")]
+    GivesWay(String),
     /// Its own stalls endanger its lease, and another device is fit.
     #[error("this device is strained: {0}")]
     Strained(Strain),

@@ -52,6 +52,9 @@ use crate::{
     timing::Timing,
 };
 
+/// How long a greeting may take that is not waited for.
+const GREETING: Duration = Duration::from_millis(500);
+
 /// Why a command was not executed. Whether it will be is not known after [`ProposeError::NoAnswer`].
 #[derive(Debug, thiserror::Error)]
 pub enum ProposeError {
@@ -416,6 +419,17 @@ impl Group {
         match self.peers.get(self.roster.node_of(device)) {
             Some(peer) => peer.greet(limit).await.is_ok(),
             None => false,
+        }
+    }
+
+    /// Tells every other member at once how this one is, and asks the same. For what has changed and must not wait: what others
+    /// send to whom need not carry it.
+    pub fn greet_all(&self) {
+        for member in self.roster.site.members.iter().filter(|m| m.device != self.roster.me) {
+            let (group, device) = (self.clone(), member.device.clone());
+            self.spawn(async move {
+                group.greet(&device, GREETING).await;
+            });
         }
     }
 

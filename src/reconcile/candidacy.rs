@@ -32,12 +32,21 @@ const STAND_BACK_MAX: u32 = 2;
 /// For so long a device that could not claim leaves a leader alone that it hears, whatever that one does.
 const LEFT_ALONE: Duration = Duration::from_secs(10);
 
+/// Who was heard within this time is there; or within the refusal window, if that is longer. Standbys greet each other every second.
+const PRESENT: Duration = Duration::from_secs(2);
+
 /// Why a device goes last in elections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Last {
     /// It is strained.
     #[error("its own stalls would endanger its lease")]
     Strained,
+    /// The workload failed on it.
+    #[error("the workload failed on it")]
+    Failed,
+    /// Another device that is there sees more of the plant.
+    #[error("another device sees more of the plant")]
+    SeesLess,
     /// Its ownership has ended by itself a moment ago.
     #[error("it lost its lease less than 10 s ago")]
     LostItsLease,
@@ -118,6 +127,7 @@ impl CandidacyLoop {
             };
             let stands = stands && *unfit.borrow_and_update() != Some(Unfit::Leaving);
             let wait_until = self.earliest(&record.borrow_and_update().clone(), &mut turns);
+            let wait_until = self.last_look().map_or(wait_until, |look| look.min(wait_until));
             let clock = self.clock.clone();
             tokio::select! {
                 biased;
@@ -191,6 +201,14 @@ impl CandidacyLoop {
         earliest.max(guard)
     }
 
+    /// A moment before the guard lets this device vote, if that is still ahead. Who had better go first may have been heard since
+    /// it was looked at.
+    fn last_look(&self) -> Option<Moment> {
+        let left = self.group.guard().may_vote().err()?.left()?;
+        let ahead = left.checked_sub(self.group.timing().stagger())?;
+        (ahead > Duration::from_millis(1)).then(|| self.clock.now() + ahead)
+    }
+
     /// Until when this device leaves a leader alone that it hears, since it could not claim itself. Two devices that may
     /// not own would depose each other for nothing.
     fn left_alone(&self, applied: &Applied, turns: &mut Turns, now: Moment) -> Option<Moment> {
@@ -244,6 +262,10 @@ impl CandidacyLoop {
             Some(Last::Paused)
         } else if matches!(*self.unfit.borrow(), Some(Unfit::Strained(_))) {
             Some(Last::Strained)
+        } else if matches!(*self.unfit.borrow(), Some(Unfit::GivesWay(_))) {
+            Some(Last::Failed)
+        } else if self.sees_less(applied, now) {
+            Some(Last::SeesLess)
         } else if record.lost() == Some(me) && now.since(since) < COOL_DOWN {
             Some(Last::LostItsLease)
         } else if self.group.slowest_write() > self.group.timing().hold() / 2 {
@@ -251,6 +273,22 @@ impl CandidacyLoop {
         } else {
             None
         }
+    }
+
+    /// Whether another device that may follow sees more of the plant. How fit it is otherwise is not asked: right after a start
+    /// nobody is, and who waits for nothing waits for a moment only.
+    fn sees_less(&self, applied: &Applied, now: Moment) -> bool {
+        let roster = self.group.roster();
+        let (sight, recent) = (roster.sight(), self.group.timing().refusal().max(PRESENT));
+        let owner = applied.record.owner.as_ref().map(|owner| &owner.device);
+        let mut others = applied.record.candidates().into_iter();
+        others.any(|device| {
+            let there = *device != roster.me && Some(device) != owner;
+            let contact = roster.contact(device).filter(|_| there);
+            contact.is_some_and(|c| {
+                c.sight.is_better_than(sight) && c.heard.is_some_and(|heard| now.since(heard) < recent)
+            })
+        })
     }
 
     async fn campaign(&mut self, turns: &mut Turns) {

@@ -14,4 +14,5 @@ pub mod module;
 pub mod ownership;
 pub mod pace;
 pub mod pauses;
+pub mod probes;
 pub mod uplink;

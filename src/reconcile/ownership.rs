@@ -17,6 +17,7 @@ use crate::{
     ownership::{
         command::{Claim, Command, Outcome, StopReceipt},
         decide::{Action, Decision, Reason, decide},
+        moves::Sight,
         record::{Record, Released},
         view::{Running, Unfit, View},
     },
@@ -251,13 +252,24 @@ impl OwnershipLoop {
         }
     }
 
-    /// The member to hand over to if this device has to give up: the first candidate that is reachable and fit.
+    /// The member to hand over to if this device has to give up: of the candidates that are reachable and fit, the first that sees
+    /// no less of the plant than another. Who was heard just now goes before who may have been lost a moment ago.
     fn best_other(&self, record: &Record, now: Moment) -> Option<DeviceId> {
         let (roster, timing) = (self.group.roster(), self.group.timing());
-        let fit = |device: &&DeviceId| {
-            **device != roster.me && roster.contact(device).is_some_and(|c| c.may_take_over(now, &timing))
-        };
-        record.candidates().into_iter().find(fit).cloned()
+        let mut best: Option<(&DeviceId, bool, Sight)> = None;
+        for device in record.candidates().into_iter().filter(|device| **device != roster.me) {
+            let Some(contact) = roster.contact(device).filter(|c| c.may_take_over(now, &timing)) else {
+                continue;
+            };
+            let there = contact.heard.is_some_and(|heard| now.since(heard) < timing.refusal());
+            let better = best.is_none_or(|(_, best_there, sight)| {
+                there && !best_there || there == best_there && contact.sight.is_better_than(sight)
+            });
+            if better {
+                best = Some((device, there, contact.sight));
+            }
+        }
+        best.map(|(device, ..)| device.clone())
     }
 
     fn successor_until(

@@ -2,7 +2,8 @@
 //!
 //! Twice a second, and when the record changes, it asks [`advise`]. A strained device says so to the others, and is unfit as
 //! long as another is fit; if none is, it keeps the ownership, for a slow owner is better than none. So does a drained
-//! one, but it begins no ownership. While the site is paused neither gives up what it owns. The leader that owns proposes changes of
+//! one, but it begins no ownership; and so does one on which the workload fails, or that is worse off than another
+//! ([`Moves`]). While the site is paused none gives up what it owns. The leader that owns proposes changes of
 //! timing, and settles one that made it narrower once no wider lease can run any more.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -13,13 +14,18 @@ use tokio_util::sync::CancellationToken;
 use super::meter::Meter;
 use crate::{
     clock::{Clock, Moment, sleep_until},
+    condition::Condition,
+    id::DeviceId,
     ownership::{
         command::{Command, SettleTiming},
+        moves::{Moves, Outlook, Policy},
         pace::CONFIGURED,
+        record::Record,
         view::{Standing, Unfit},
         vitals::{Advice, COOL_DOWN, Situation, Strain, advise},
     },
-    raft::{Group, vote_guard::Ballot},
+    raft::{Group, peer::Contact, vote_guard::Ballot},
+    timing::Timing,
 };
 
 const PERIOD: Duration = Duration::from_millis(500);
@@ -41,6 +47,12 @@ pub struct PaceLoop {
     pub unfit: watch::Sender<Option<Unfit>>,
     /// Why the workload cannot work on this device, by what was found to fail.
     pub ailments: watch::Receiver<Ailments>,
+    /// What the workload fails on this device, if it does.
+    pub failing: watch::Receiver<Option<String>>,
+    /// How willingly the ownership moves.
+    pub policy: watch::Receiver<Policy>,
+    /// What would have moved it, if there had not been so many changes.
+    pub held: watch::Sender<Option<String>>,
     /// Whether this device is strained, whatever follows from it.
     pub strain: watch::Sender<Option<Strain>>,
 }
@@ -56,12 +68,15 @@ struct Steady {
     owns: Option<(bool, Moment)>,
     /// What the others were told.
     told: Option<Words>,
+    /// What speaks for another owner.
+    moves: Moves,
 }
 
 /// Why this device had better not own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Words {
     Unwell,
+    Failing,
     Drained,
     Strained,
 }
@@ -77,6 +92,11 @@ fn since<T: PartialEq>(memory: &mut Option<(T, Moment)>, thing: T, now: Moment) 
     }
 }
 
+/// Whether it was heard so lately that it is surely there, if it is the owner or this device is: an owner asks again and again.
+fn is_heard(contact: &Contact, now: Moment, timing: &Timing) -> bool {
+    contact.heard.is_some_and(|heard| now.since(heard) < timing.refusal())
+}
+
 impl PaceLoop {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
@@ -85,6 +105,7 @@ impl PaceLoop {
         }
         let mut steady = Steady::default();
         let (mut record, mut ailments) = (self.group.record(), self.ailments.clone());
+        let mut failing = self.failing.clone();
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -94,6 +115,7 @@ impl PaceLoop {
                 _ = tick.tick() => {}
                 Ok(()) = record.changed() => {}
                 Ok(()) = ailments.changed() => {}
+                Ok(()) = failing.changed() => {}
             }
             if let Some(command) = self.look(&mut steady) {
                 let proposal = self.group.propose(command, PROPOSE_LIMIT);
@@ -131,9 +153,11 @@ impl PaceLoop {
         let led = since(&mut steady.led, role.ballot, now);
         let changed = since(&mut steady.version, pace.version, now);
         let owned = since(&mut steady.owns, owns, now);
-        let other_fit = applied.record.candidates().into_iter().any(|device| {
-            *device != roster.me && roster.contact(device).is_some_and(|c| c.may_take_over(now, &timing))
-        });
+        let fit = self.fit_others(&applied.record, now);
+        let other_fit = !fit.is_empty();
+        // An owner hears the others all the time. Who is lost is fit for some time yet, but nobody to give way to.
+        let others = fit.into_iter().filter(|(_, contact)| is_heard(contact, now, &timing));
+        let others = others.map(|(device, contact)| (device, contact.sight)).collect();
         self.meter.note(|v| v.write.note(now, self.group.slowest_write()));
         let Advice { strain, stretch } = advise(
             &self.meter.read(),
@@ -153,12 +177,29 @@ impl PaceLoop {
         let paused = applied.record.paused.is_some();
         let drained = applied.record.drained.get(&roster.me).map(|by| Unfit::Drained(by.to_string()));
         let unwell = self.ailments.borrow().iter().next().map(|(_, why)| Unfit::Unwell(why.clone()));
+        let failing = self.failing.borrow().clone();
+        let moves = steady.moves.look(&Outlook {
+            now,
+            unix_ms: self.clock.wall_ms(),
+            policy: &self.policy.borrow(),
+            record: &applied.record,
+            me: &roster.me,
+            owns: owns.then_some(applied.record.epoch),
+            sight: roster.sight(),
+            others: &others,
+            failing: failing.as_deref(),
+        });
+        self.hold(moves.held);
+        let gives_way =
+            if owns { moves.gives_way } else { failing.clone().filter(|_| other_fit) }.map(Unfit::GivesWay);
         let goes = match &drained {
             _ if unwell.is_some() => unwell.clone(),
             Some(_) if !applied.record.goes_on(&roster.me) || (other_fit && !paused) => drained.clone(),
+            _ if gives_way.is_some() => gives_way,
             _ => strain.filter(|_| other_fit && settled && !(owns && paused)).map(Unfit::Strained),
         };
-        self.declare(steady, strain, unwell.as_ref().or(drained.as_ref()));
+        let failing = failing.map(Unfit::GivesWay);
+        self.declare(steady, strain, unwell.as_ref().or(failing.as_ref()).or(drained.as_ref()));
         self.give_way(strain, goes);
         if !leads {
             return None;
@@ -173,10 +214,38 @@ impl PaceLoop {
             .then_some(Command::SettleTiming(SettleTiming { base: pace.version }))
     }
 
+    /// The other devices that could own now. An owner that is not heard any more is lost, whatever it said last.
+    fn fit_others(&self, record: &Record, now: Moment) -> BTreeMap<DeviceId, Contact> {
+        let (roster, timing) = (self.group.roster(), self.group.timing());
+        let others = record.candidates().into_iter().filter(|device| **device != roster.me);
+        let fit = others.filter_map(|device| {
+            let contact = roster.contact(device).filter(|c| c.may_take_over(now, &timing))?;
+            let there = !record.is_held_by(device) || is_heard(&contact, now, &timing);
+            there.then(|| (device.clone(), contact))
+        });
+        fit.collect()
+    }
+
+    /// Says what would have moved the ownership, or that nothing would.
+    fn hold(&self, held: Option<String>) {
+        self.held.send_if_modified(|old| {
+            let (begins, ends) = (old.is_none() && held.is_some(), old.is_some() && held.is_none());
+            let condition = Condition::BudgetSpent.name();
+            match &held {
+                Some(why) if begins => tracing::warn!(condition, "this device goes on owning: {why}"),
+                None if ends => tracing::info!(condition, "over"),
+                _ => {}
+            }
+            *old = held;
+            begins || ends
+        });
+    }
+
     /// What the others are told of this device, once it changes.
     fn declare(&self, steady: &mut Steady, strain: Option<Strain>, unfit: Option<&Unfit>) {
         let words = match (unfit, strain) {
             (Some(why @ Unfit::Unwell(_)), _) => Some((Words::Unwell, why.to_string())),
+            (Some(why @ Unfit::GivesWay(_)), _) => Some((Words::Failing, why.to_string())),
             (Some(why), _) => Some((Words::Drained, why.to_string())),
             (None, Some(strain)) => Some((Words::Strained, strain.to_string())),
             (None, None) => None,
@@ -186,8 +255,12 @@ impl PaceLoop {
         let silent =
             matches!(*self.unfit.borrow(), Some(Unfit::Witness | Unfit::Leaving | Unfit::DiskFailed));
         if kind != steady.told && !silent {
+            let fails = [kind, steady.told].contains(&Some(Words::Failing));
             steady.told = kind;
             self.group.roster().declare_unfit(&words.map_or_else(String::new, |(_, words)| words));
+            if fails {
+                self.group.greet_all();
+            }
         }
     }
 
@@ -205,13 +278,7 @@ impl PaceLoop {
         // Pushed, for what others send here need not say how fit they are, and each must know it of the others: strained
         // devices that take each other for fit would leave the site without an owner.
         if begun || self.strain.borrow().is_some() {
-            let roster = self.group.roster();
-            for member in roster.site.members.iter().filter(|m| m.device != roster.me) {
-                let (group, device) = (self.group.clone(), member.device.clone());
-                self.group.spawn(async move {
-                    group.greet(&device, PERIOD).await;
-                });
-            }
+            self.group.greet_all();
         }
         self.strain.send_replace(strain);
         self.unfit.send_if_modified(|unfit| {

@@ -67,6 +67,7 @@ struct States {
     workload_up: Gauge,
     workload_failures: Gauge,
     member_reachable: Family<Labels, Gauge>,
+    probe_up: Family<Labels, Gauge>,
     refused: Counter,
     uptime: Float,
     stall: Float,
@@ -179,6 +180,7 @@ impl Metrics {
             states.workload_failures.clone(),
         );
         r.register("member_reachable", "1 if the member answers", states.member_reachable.clone());
+        r.register("probe_up", "1 if the probe passes on this device", states.probe_up.clone());
         r.register("peers_refused", "Calls of sidecars that do not belong here", states.refused.clone());
         r.register("uptime_seconds", "Since this sidecar started", states.uptime.clone());
         r.register("stall_seconds", "The longest stall of this device in ten seconds", states.stall.clone());
@@ -284,6 +286,10 @@ impl States {
             let label = vec![("device", member.device.clone())];
             self.member_reachable.get_or_create_owned(&label).set(member.reachable.into());
         }
+        self.probe_up.clear();
+        for (name, up) in report.probes.iter().filter_map(|p| Some((p.name.clone(), p.up?))) {
+            self.probe_up.get_or_create_owned(&vec![("name", name)]).set(up.into());
+        }
         self.refused.inner().store(report.knocks.iter().map(|k| k.count).sum(), Ordering::Relaxed);
         self.uptime.set(seconds(report.uptime_ms));
         let v = &report.vitals;
@@ -307,7 +313,7 @@ impl States {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::report::{Owner, Workload};
+    use crate::status::report::{Owner, Probe, Workload};
 
     fn report() -> Report {
         let mut report = Report {
@@ -322,6 +328,9 @@ mod tests {
             ..Report::default()
         };
         report.hub.requests.insert("204".into(), 9);
+        for (name, up) in [("plc-1", Some(true)), ("plc-2", Some(false)), ("ready", None)] {
+            report.probes.push(Probe { name: name.into(), up, ..Probe::default() });
+        }
         report
     }
 
@@ -349,11 +358,14 @@ mod tests {
             "quorate_hub_lag_seconds 0.0",
             "quorate_hub_requests_total{code=\"204\"} 9",
             "quorate_workload_up 1",
+            "quorate_probe_up{name=\"plc-1\"} 1",
+            "quorate_probe_up{name=\"plc-2\"} 0",
             "quorate_condition{name=\"no.spare\"} 1",
             "quorate_condition{name=\"no.owner\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }
+        assert!(!text.contains("name=\"ready\""), "what is not known is not told: {text}");
         for sample in text.lines().filter(|l| !l.starts_with('#')) {
             let value: f64 = sample.rsplit(' ').next().and_then(|v| v.parse().ok()).expect("a value");
             assert!(value.is_finite(), "{sample}");

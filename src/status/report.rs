@@ -42,6 +42,8 @@ pub struct Report {
     pub members: Vec<Member>,
     /// The workload on this device.
     pub workload: Workload,
+    /// What is asked on this device to know how well off it is; empty if nothing is.
+    pub probes: Vec<Probe>,
     /// The mirror.
     pub hub: Hub,
     /// What holds now that a person may have to act on.
@@ -158,6 +160,24 @@ pub struct Member {
     pub fit: bool,
     /// Why not.
     pub unfit_reason: Option<String>,
+    /// How many of its probes of the plant pass; absent if it asks none, or is not known to.
+    pub plant_seen: Option<u32>,
+}
+
+/// One probe, as it is on this device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Probe {
+    /// Its name.
+    pub name: String,
+    /// `tcp`, `http`, `grpc`, `exec` or `heartbeat`.
+    pub kind: String,
+    /// `plant` or `workload`.
+    pub role: String,
+    /// Whether it passes; absent while that is not known, as for the workload's probes where it does not run.
+    pub up: Option<bool>,
+    /// What was wrong with the last answer; empty if nothing was.
+    pub wrong: String,
 }
 
 /// How well this device and its network keep up: the worst of the last ten seconds, if not said otherwise.

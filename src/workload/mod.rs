@@ -4,6 +4,7 @@
 //! forward. What makes that true when the sidecar is frozen or dead is the fencer (`fencer.rs`), not this process.
 //! This room decides nothing: who may run is `ownership/`'s business.
 
+mod asked;
 mod cgroup;
 mod driver;
 pub mod exam;
@@ -43,6 +44,7 @@ use tokio::sync::watch;
 use crate::{clock::Moment, epoch::Epoch, seal::Seal};
 
 pub use self::{
+    asked::ask_command,
     internal::internal_command,
     none::OwnershipOnly,
     open::{Opened, open},

@@ -117,6 +117,46 @@ pub(super) fn kill_adopted(fencer: Option<i32>, wanted: impl Fn() -> bool) -> us
     found
 }
 
+/// The same for what commands that were asked have left behind in sessions of their own ([`super::ask_command`]), while a fencer may
+/// live: how a fencer ends is heard by others, so none is buried here. Gives up at the end of `wanted`.
+pub(super) fn kill_strays(wanted: impl Fn() -> bool) -> usize {
+    let me = getpid();
+    let own = stat(me).map(|stat| stat.session);
+    let mut found = 0;
+    while wanted() {
+        let mut last = true;
+        for pid in all() {
+            let Some(stat) = stat(pid).filter(|stat| stat.parent == raw(me) && Some(stat.session) != own)
+            else {
+                continue;
+            };
+            if is_fencer(pid) || stat.ended && may_have_been_a_fencer(pid) {
+                continue;
+            }
+            if stat.ended {
+                let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+                found += 1;
+            } else {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            last = false;
+        }
+        if last {
+            break;
+        }
+        thread::park_timeout(LOOK);
+    }
+    found
+}
+
+/// Who has ended has a name and no command line any more.
+fn may_have_been_a_fencer(pid: Pid) -> bool {
+    let name = |pid: i32| std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name_of = name(raw(pid));
+    // A fencer is started by `/proc/self/exe`.
+    name_of == b"exe\n" || name_of == name(raw(getpid()))
+}
+
 fn is_fencer(pid: Pid) -> bool {
     let words = std::fs::read(format!("/proc/{}/cmdline", raw(pid))).unwrap_or_default();
     words.split(|b| *b == 0).nth(1) == Some(b"fencer")

@@ -219,6 +219,51 @@ fn the_workload() {
 }
 
 #[test]
+fn the_probes() {
+    with("probes_not_a_list", "[site.probes]\nname = \"plc\"\n");
+    with("probes_empty", "[[site.probes]]\n[[site.probes]]\nnam = \"plc\"\n");
+    let probe = |words: &str| format!("[[site.probes]]\n{words}\n");
+    let one = |name: &str, kind: &str, target: &str| {
+        probe(&format!("name = {name:?}\nkind = {kind:?}\ntarget = {target}"))
+    };
+    with("probes_same_name", &(one("a", "tcp", "\"h:1\"") + &one("a", "tcp", "\"h:2\"")));
+    let all = [
+        one("white space", "tcp", "\"h:1\""),
+        one("b", "ping", "\"h\""),
+        one("c", "tcp", "\"plc-1\""),
+        one("d", "tcp", "[\"h:1\", \"h:2\"]"),
+        one("e", "http", "\"https://h/ready\""),
+        one("f", "http", "\"http://h:99999/\""),
+        one("g", "grpc", "\"h\""),
+        one("h", "exec", "[\"\"]"),
+        one("i", "exec", "[]"),
+        one("j", "exec", "[\"a\\u0000b\"]"),
+        one("k", "heartbeat", "\"beat\""),
+        one("l", "tcp", "7"),
+        one("m", "heartbeat", "\"/run/beat\"\nrole = \"plant\""),
+        one("n", "tcp", "\"h:1\"\nrole = \"boss\"\nevery = \"1ms\"\ntimeout = \"2h\"\nfail_after = 0"),
+        one("o", "tcp", "\"h:1\"\npass_after = 1001\ngrace = \"5s\""),
+        one("p", "tcp", "\"h:1\"\nrole = \"workload\"\ngrace = \"2h\"\nevery = 5"),
+    ];
+    with("probes_wrong", &all.concat());
+    let many: String = (0..33).map(|n| one(&format!("p{n}"), "tcp", "\"h:1\"")).collect();
+    with("probes_too_many", &many);
+}
+
+#[test]
+fn how_willingly_it_moves() {
+    for (name, line) in [
+        ("better_for", "better_for = \"10ms\""),
+        ("changes", "changes_per_hour = 61"),
+        ("failback", "failback = \"at night\""),
+        ("failback_after", "failback_after = \"1s\""),
+    ] {
+        let site = SITE.replace("id = \"plant-7\"\n", &format!("id = \"plant-7\"\n{line}\n"));
+        case(&format!("moves_{name}"), &site, &[ME]);
+    }
+}
+
+#[test]
 fn the_hub() {
     with("hub_no_credentials", "[hub]\nmirror = \"device-twin\"\n");
     with(

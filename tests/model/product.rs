@@ -197,7 +197,8 @@ impl Owned {
             seal: None,
         });
         if self.owner.is_none() && self.epoch > 0 {
-            record.released = Some(Released { epoch: epoch(self.epoch), successor: None });
+            record.released =
+                Some(Released { epoch: epoch(self.epoch), successor: None, reason: String::new() });
         }
         record
     }

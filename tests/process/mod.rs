@@ -13,6 +13,7 @@ mod folders;
 mod footing;
 mod forgery;
 mod gate;
+mod health;
 #[cfg(feature = "emulator")]
 mod hostile_broker;
 #[cfg(feature = "emulator")]

@@ -6,6 +6,7 @@ mod commands;
 mod day;
 mod election;
 mod handover;
+mod health;
 mod hub;
 mod links;
 mod loss;

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -16,7 +16,12 @@ use quorate::{
         Environment, Node,
         door::{NodeDoor, Surroundings},
     },
-    ownership::command::{Command, Transfer},
+    ownership::{
+        command::{Command, Transfer},
+        moves::Policy,
+        probe::Thresholds,
+    },
+    probe::{self, Place, Probe, Target},
     raft::{Applied, Role, log::Contents, peer::Roster},
     reconcile::commands::{Corridor as _, Wish},
     seal::Receipt,
@@ -25,6 +30,7 @@ use quorate::{
         door::{Answer, Door as _},
         events::Events,
     },
+    workload::BoxFuture,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -83,6 +89,52 @@ pub struct Live {
     pub roster: Arc<Roster>,
 }
 
+/// What the probes of a device find.
+#[derive(Clone, Debug)]
+pub struct Senses {
+    pub plant: Arc<AtomicBool>,
+    /// Whether the workload works where it runs.
+    pub workload: Arc<AtomicBool>,
+}
+
+impl Default for Senses {
+    fn default() -> Senses {
+        let right = || Arc::new(AtomicBool::new(true));
+        Senses { plant: right(), workload: right() }
+    }
+}
+
+struct SimProbe(Arc<AtomicBool>);
+
+impl Probe for SimProbe {
+    fn ask(&mut self) -> BoxFuture<'_, Result<(), String>> {
+        let passes = self.0.load(Ordering::Relaxed);
+        Box::pin(async move { if passes { Ok(()) } else { Err("it is off".into()) } })
+    }
+}
+
+impl Senses {
+    /// One probe of the plant and one of the workload, with the usual settings.
+    fn probes(&self) -> Vec<(probe::Settings, Box<dyn Probe>)> {
+        let probe = |name: &str, role, what: &Arc<AtomicBool>| {
+            let place = Place { host: name.into(), port: 1 };
+            let settings = probe::Settings {
+                name: name.into(),
+                role,
+                target: Target::Tcp(place),
+                every: Duration::from_secs(1),
+                timeout: Duration::from_millis(500),
+                thresholds: Thresholds { fail_after: 3, pass_after: 2, grace: Duration::ZERO },
+            };
+            (settings, Box::new(SimProbe(what.clone())) as Box<dyn Probe>)
+        };
+        vec![
+            probe("plant", probe::Role::Plant, &self.plant),
+            probe("workload", probe::Role::Workload, &self.workload),
+        ]
+    }
+}
+
 /// What survives a device's crash, and what the test may change.
 #[derive(Clone)]
 pub struct Device {
@@ -92,6 +144,7 @@ pub struct Device {
     pub line: SimLine,
     pub module: SimModule,
     pub fencer: Fencer,
+    pub sees: Senses,
     pub live: Arc<Mutex<Option<Live>>>,
     pub lives: Arc<AtomicU64>,
     pub orders: Arc<Mutex<Option<mpsc::UnboundedSender<Order>>>>,
@@ -137,6 +190,8 @@ pub(super) struct Site1 {
     pub net: Net,
     pub n: usize,
     pub hub: quorate::hub::Settings,
+    /// Whether the plant and the workload are asked, and how willingly the ownership moves then.
+    pub health: Option<Policy>,
     pub seed: u64,
 }
 
@@ -175,6 +230,9 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
     };
     let node =
         Node::start(on.site.clone(), device.id.clone(), environment).await.map_err(|e| e.to_string())?;
+    if let Some(policy) = on.health {
+        node.look_after(device.sees.probes(), policy);
+    }
     let _state = node.mirror(Arc::new(device.line.clone()), on.hub.clone(), dice.split());
     let (face, ends) = node.module(Arc::new(device.module.clone()), &on.hub, dice.split());
     let node = Arc::new(node);

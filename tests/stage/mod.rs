@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use device::{Device, Order, SimClock, Site1, first, life};
+use device::{Device, Order, Senses, SimClock, Site1, first, life};
 use disk::SimDisk;
 use hash::EventHash;
 use hub::SiteHub;
@@ -35,6 +35,7 @@ use quorate::{
     hub::{Flag, Published},
     id::{DeviceId, SiteId, StoreId},
     ownership::{
+        moves::Policy,
         record::{Cause, Record},
         view::Standing,
     },
@@ -94,6 +95,8 @@ pub struct Setup {
     pub edge: bool,
     /// What the cloud may order (`hub.commands`).
     pub commands: Vec<String>,
+    /// Whether the plant and the workload are asked, and how willingly the ownership moves then.
+    pub health: Option<Policy>,
 }
 
 impl Default for Setup {
@@ -110,6 +113,7 @@ impl Default for Setup {
             witnesses: Vec::new(),
             edge: false,
             commands: quorate::hub::Settings::default().commands,
+            health: None,
         }
     }
 }
@@ -160,6 +164,7 @@ impl Stage {
                 line: hub.lines[n].clone(),
                 module: hub.modules[n].clone(),
                 fencer,
+                sees: Senses::default(),
                 live: Arc::default(),
                 lives: Arc::default(),
                 orders: Arc::default(),
@@ -171,7 +176,14 @@ impl Stage {
                 commands: setup.commands.clone(),
                 ..quorate::hub::Settings::default()
             };
-            let on = Site1 { site: site.clone(), net: net.clone(), n, hub, seed: dice.throw() };
+            let on = Site1 {
+                site: site.clone(),
+                net: net.clone(),
+                n,
+                hub,
+                health: setup.health.clone(),
+                seed: dice.throw(),
+            };
             sim.host(dice.throw(), move || Box::pin(life(own.clone(), on.clone())));
             devices.push(device);
         }

@@ -33,6 +33,16 @@ impl Stage {
         self.rebooted[n] = true;
     }
 
+    /// Whether the plant can be seen from a device.
+    pub fn plant(&self, n: usize, seen: bool) {
+        self.devices[n].sees.plant.store(seen, Ordering::Relaxed);
+    }
+
+    /// Whether the workload would work on a device.
+    pub fn works(&self, n: usize, works: bool) {
+        self.devices[n].sees.workload.store(works, Ordering::Relaxed);
+    }
+
     /// The sidecar alone is killed: its fencer stops the workload, within the grace. A machine that stood still goes on.
     pub fn kill_sidecar(&mut self, n: usize) {
         self.disturbed();

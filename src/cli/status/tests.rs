@@ -15,6 +15,7 @@ fn report() -> Report {
         build: "0.1.0".into(),
         fit: unfit.is_none(),
         unfit_reason: unfit.map(str::to_owned),
+        plant_seen: None,
     };
     Report {
         site: "plant-7".into(),

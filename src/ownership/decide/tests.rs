@@ -234,10 +234,15 @@ fn a_paused_owner_gives_up_only_if_it_has_to_and_names_nobody() {
     let (me, two) = (device(1), device(2));
     let strained = Unfit::Strained(Strain { stall_ms: 300, margin_ms: 200 });
     let drained = Unfit::Drained("by anna".into());
+    let gives_way = Unfit::GivesWay("edge-2 sees more".into());
     let lease = Some((e(1), at(1400)));
-    for (unfit, gives_up) in
-        [(strained, false), (drained, false), (Unfit::Leaving, true), (Unfit::DiskFailed, true)]
-    {
+    for (unfit, gives_up) in [
+        (strained, false),
+        (drained, false),
+        (gives_way, false),
+        (Unfit::Leaving, true),
+        (Unfit::DiskFailed, true),
+    ] {
         let orders = [claim(1, 0), drain(1), pause()];
         for paused in [false, true] {
             let mine = record(&orders[..if paused { 3 } else { 2 }]);
@@ -250,6 +255,19 @@ fn a_paused_owner_gives_up_only_if_it_has_to_and_names_nobody() {
             assert_eq!(decide(&v).action, action, "{unfit:?}, paused: {paused}");
         }
     }
+}
+
+#[test]
+fn an_owner_gives_way_only_to_somebody() {
+    let (me, two) = (device(1), device(2));
+    let unfit = Unfit::GivesWay("edge-2 sees more".into());
+    let mine = record(&[claim(1, 0)]);
+    let lease = Some((e(1), at(1400)));
+    let running = View { lease, running: Running::Under(e(1)), unfit: Some(&unfit), ..view(&mine, &me) };
+    assert_eq!(decide(&running).action, Action::Extend { until: at(1400) });
+    let decision = decide(&View { successor: Some(&two), ..running });
+    let reason = Reason::Unfit { why: "edge-2 sees more".into() };
+    assert_eq!(decision, Decision { action: Action::Stop, reason });
 }
 
 #[test]

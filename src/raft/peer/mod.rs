@@ -28,6 +28,7 @@ use crate::{
     clock::{Clock, Moment},
     epoch::Epoch,
     id::{DeviceId, Incarnation, NodeId, StoreId},
+    ownership::moves::Sight,
     site::Site,
     timing::Timing,
 };
@@ -72,6 +73,7 @@ struct Seen {
     unfit: String,
     barred: bool,
     uplink: Option<bool>,
+    sight: Sight,
     /// Empty: only the sidecar's version is known.
     build: String,
     rejoining: BTreeMap<DeviceId, String>,
@@ -94,6 +96,8 @@ pub struct Contact {
     pub barred: bool,
     /// Whether it reaches the outside; `None` if it has not tried.
     pub uplink: Option<bool>,
+    /// What it sees of the plant.
+    pub sight: Sight,
     /// The version it runs.
     pub version: String,
     /// Which life of its sidecar answered last.
@@ -250,6 +254,16 @@ impl Roster {
         self.seen().uplink = reaches;
     }
 
+    /// Declares what this member sees of the plant, told to the others with the next answer. Whether that is new.
+    pub fn declare_sight(&self, sight: Sight) -> bool {
+        std::mem::replace(&mut self.seen().sight, sight) != sight
+    }
+
+    /// What this member sees of the plant, as it has declared.
+    pub fn sight(&self) -> Sight {
+        self.seen().sight
+    }
+
     /// Says, as the owner, who speaks to the outside. Told to the others with every renewal for that epoch.
     pub fn say(&self, epoch: Epoch, wanted: bool, through: Option<NodeId>) {
         self.now_word(OwnersWord { from: self.node, epoch, wanted, through });
@@ -305,9 +319,9 @@ impl Roster {
     }
 
     fn health(&self) -> super::wire::proto::Health {
-        let (unfit, barred, uplink) = {
+        let (unfit, barred, uplink, sight) = {
             let seen = self.seen();
-            (seen.unfit.clone(), seen.barred, seen.uplink)
+            (seen.unfit.clone(), seen.barred, seen.uplink, seen.sight)
         };
         let version = self.build();
         super::wire::proto::Health {
@@ -319,6 +333,8 @@ impl Roster {
             node: self.node.0,
             joins: self.store.later && !self.members().nodes.contains_key(&self.node),
             uplink: uplink.map_or(0, |reaches| if reaches { 1 } else { 2 }),
+            plant_seen: sight.seen,
+            plant_asked: sight.asked,
         }
     }
 
@@ -366,6 +382,8 @@ impl Roster {
                 2 => Some(false),
                 _ => None,
             };
+            contact.sight =
+                Sight { seen: health.plant_seen.min(health.plant_asked), asked: health.plant_asked };
         }
     }
 
@@ -479,6 +497,8 @@ mod tests {
             joins: false,
             barred: true,
             uplink: 7,
+            plant_seen: 9,
+            plant_asked: 2,
         };
         assert!(roster.has_vote(node), "nothing else was heard");
         roster.heard(node, &DeviceId::new("edge-2").expect("a name"), Some(health));
@@ -487,6 +507,7 @@ mod tests {
         assert!(!contact.unfit.contains(char::is_control));
         assert!(!roster.has_vote(node));
         assert_eq!(contact.uplink, None, "a word of a later version says nothing");
+        assert_eq!(contact.sight, Sight { seen: 2, asked: 2 }, "nobody sees more than there is");
     }
 
     #[test]
