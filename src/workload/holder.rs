@@ -7,14 +7,11 @@
 //! Only a fencer of this very folder is killed. Anybody else who holds the lock is named and waited for. That no other
 //! sidecar lives on this folder was made sure of by the lock of the store, which is taken before.
 
-use std::{fs::File, os::unix::ffi::OsStringExt, os::unix::fs::MetadataExt};
+use std::{fs::File, os::unix::fs::MetadataExt};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{
-    orders::Orders,
-    wire::{Event, Text},
-};
+use super::wire::{Event, Text};
 
 /// Looks who holds the lock, and kills that process if it is a fencer with this `mark`. Returns what to tell, and the
 /// killed fencer's session. `None` if `/proc` names no holder.
@@ -32,11 +29,10 @@ pub(super) fn evict(lock: &File, mark: &str) -> Option<(Event, Option<i32>)> {
     Some((event, killed.then_some(holder)))
 }
 
-/// Whether this command line is that of a fencer whose workload carries `mark`.
+/// Whether this command line is that of a fencer whose workload carries `mark`. Of any version: the words behind may differ.
 fn is_fencer(line: &[u8], mark: &str) -> bool {
-    let mut words = line.split(|b| *b == 0).map(|word| std::ffi::OsString::from_vec(word.to_vec())).skip(1);
-    words.next().is_some_and(|verb| verb == "fencer")
-        && Orders::from_args(words).is_some_and(|orders| orders.mark == mark)
+    let mut words = line.split(|b| *b == 0).skip(1);
+    words.next() == Some(b"fencer") && words.nth(1) == Some(mark.as_bytes())
 }
 
 /// The process that holds a `flock` on the file with this number, by the text of `/proc/locks`. The device's number is
