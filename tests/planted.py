@@ -249,7 +249,7 @@ BUGS = [
      "if now >= evict_at {", "if now >= evict_at && false {",
      [("suite", "process::last_line::a_frozen_fencer_of_an_earlier_life_is_killed_when_its_lease_must_be_over")]),
     ("any-fencer-evicted", "src/workload/holder.rs", "is_fencer",
-     "words.nth(1) == Some(mark.as_bytes())", "words.nth(1).is_some_and(|word| word != mark.as_bytes() || word == mark.as_bytes())",
+     "words.nth(1) == Some(mark.as_bytes())", "words.nth(1).is_some() && mark.len() < 9999",
      [("lib", "workload::holder::tests::only_a_fencer_of_this_folder_is_killed")]),
     ("undone-too-early", "src/workload/fencer.rs", "Fencer::reap",
      "if self.fence.occupied() && empty && self.undo.is_done(&self.orders, &mut self.sidecar) {", "if self.fence.occupied() && empty && (self.undo.is_done(&self.orders, &mut self.sidecar) || true) {",
