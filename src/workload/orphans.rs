@@ -88,51 +88,26 @@ pub fn adopt() -> bool {
 /// Nothing gets away by forking faster than it is looked at: an orphan that has ended stays until it is buried here, so whoever
 /// came from it is looked for again.
 pub(super) fn kill_adopted(fencer: Option<i32>, wanted: impl Fn() -> bool) -> usize {
-    let me = getpid();
-    let own = stat(me).map(|stat| stat.session);
-    let mut found = 0;
-    while wanted() {
-        let mut last = true;
-        for pid in all().into_iter().filter(|pid| Some(raw(*pid)) != fencer) {
-            let Some(stat) = stat(pid).filter(|stat| stat.parent == raw(me) && Some(stat.session) != own)
-            else {
-                continue;
-            };
-            if stat.ended {
-                // If it was an abandoned fencer, nobody needs to hear how it ended.
-                let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-                found += 1;
-            } else if is_fencer(pid) {
-                continue;
-            } else {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-            last = false;
-        }
-        if last {
-            break;
-        }
-        thread::park_timeout(LOOK);
-    }
-    found
+    // If what has ended was an abandoned fencer, nobody needs to hear how.
+    bury(|pid, ended| Some(raw(pid)) == fencer || !ended && is_fencer(pid), wanted)
 }
 
 /// The same for what commands that were asked have left behind in sessions of their own ([`super::ask_command`]), while a fencer may
 /// live: how a fencer ends is heard by others, so none is buried here. Gives up at the end of `wanted`.
 pub(super) fn kill_strays(wanted: impl Fn() -> bool) -> usize {
+    bury(|pid, ended| is_fencer(pid) || ended && may_have_been_a_fencer(pid), wanted)
+}
+
+/// Kills and buries all children in sessions of their own but those that are spared, told whether they have ended.
+fn bury(spared: impl Fn(Pid, bool) -> bool, wanted: impl Fn() -> bool) -> usize {
     let me = getpid();
     let own = stat(me).map(|stat| stat.session);
     let mut found = 0;
     while wanted() {
         let mut last = true;
         for pid in all() {
-            let Some(stat) = stat(pid).filter(|stat| stat.parent == raw(me) && Some(stat.session) != own)
-            else {
-                continue;
-            };
-            if is_fencer(pid) || stat.ended && may_have_been_a_fencer(pid) {
-                continue;
-            }
+            let orphan = stat(pid).filter(|stat| stat.parent == raw(me) && Some(stat.session) != own);
+            let Some(stat) = orphan.filter(|stat| !spared(pid, stat.ended)) else { continue };
             if stat.ended {
                 let _ = waitpid(Some(pid), WaitOptions::NOHANG);
                 found += 1;

@@ -110,7 +110,7 @@ impl Runtime {
             Api::Edge => String::new(),
             Api::Docker => "/json".to_owned(),
         };
-        match self.call(Method::GET, &path, &[], Some(QUESTION)).await? {
+        match self.call(Method::GET, &path, &[], QUESTION).await? {
             (StatusCode::NOT_FOUND, _) => Ok(None),
             (StatusCode::OK, json) => self.seen(&json).map(Some),
             (status, json) => Err(self.refused("look at", status, &json)),
@@ -184,7 +184,7 @@ impl Runtime {
     }
 
     async fn act(&self, what: &str, query: &[(&str, &str)], limit: Duration) -> Result<(), String> {
-        let (status, json) = self.call(Method::POST, &format!("/{what}"), query, Some(limit)).await?;
+        let (status, json) = self.call(Method::POST, &format!("/{what}"), query, limit).await?;
         // 304: it is so already.
         if status.is_success() || status == StatusCode::NOT_MODIFIED {
             return Ok(());
@@ -211,7 +211,7 @@ impl Runtime {
         method: Method,
         path: &str,
         query: &[(&str, &str)],
-        limit: Option<Duration>,
+        limit: Duration,
     ) -> Result<(StatusCode, Value), String> {
         let name = utf8_percent_encode(&self.name, UNRESERVED);
         let (folder, version) = match self.api {
@@ -221,11 +221,8 @@ impl Runtime {
         let query: Vec<String> =
             version.iter().chain(query).map(|(name, value)| format!("{name}={value}")).collect();
         let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
-        let mut request =
-            self.client.request(method, format!("http://localhost/{folder}/{name}{path}{query}"));
-        if let Some(limit) = limit {
-            request = request.timeout(limit);
-        }
+        let url = format!("http://localhost/{folder}/{name}{path}{query}");
+        let request = self.client.request(method, url).timeout(limit);
         let failed = |why: reqwest::Error| self.failed(&why);
         let mut answer = request.send().await.map_err(failed)?;
         let status = answer.status();
