@@ -104,10 +104,12 @@ pub(crate) fn boottime() -> Moment {
     Moment(read(ClockId::Boottime))
 }
 
-/// A moment on the kernel's `CLOCK_BOOTTIME` that comes no later than `left` from now, for programs that cannot read
+/// A moment on the kernel's `CLOCK_BOOTTIME` that comes no later than `until` on `clock`, for programs that cannot read
 /// [`BootClock`]. A time service may have the kernel's clock run a tenth too slow, so a tenth is given away.
-pub fn boottime_within(left: Duration) -> Moment {
-    boottime() + left / 10 * 9
+pub fn boottime_within(until: Moment, clock: &dyn Clock) -> Moment {
+    // Read first: what passes until the other clock is read is given away too.
+    let kernel = boottime();
+    kernel + until.since(clock.now()) / 10 * 9
 }
 
 fn read(clock: ClockId) -> u64 {

@@ -94,7 +94,7 @@ conditions! {
         "Check workload.command: the program must exist here and be executable.";
     /// Not all devices run the same.
     BuildDiffers = "build.differs", Warning,
-        "The devices of the site do not all run the same sidecar and workload, so after a takeover something else runs than before.",
+        "The devices of the site do not all run the same sidecar, workload and configuration, so after a takeover something else runs than before; with site.differing_builds = \"block\" the devices that differ do not own.",
         "Finish the update: the standbys first, then `quorate transfer`, then the old owner.";
     /// The workload cannot be ended.
     WorkloadCannotStop = "workload.cannot_stop", Critical,

@@ -123,6 +123,10 @@ fn every_setting_is_in_the_readme_and_the_other_way_round() {
                 ("hub", "gate") => {
                     expected.extend(keys_of("hub.gate").iter().map(|k| format!("hub.gate.{k}")));
                 }
+                ("workload", "limits") => {
+                    expected
+                        .extend(keys_of("workload.limits").iter().map(|k| format!("workload.limits.{k}")));
+                }
                 ("workload", "env") => {
                     expected.insert("workload.env.NAME".to_owned());
                 }
@@ -338,6 +342,7 @@ fn every_command_line_that_is_shown_exists() {
         "deploy/cloud.md",
         "deploy/gate.md",
         "deploy/routing.md",
+        "deploy/updates.md",
         "deploy/workloads.md",
         "src/README.md",
     ] {
@@ -348,7 +353,8 @@ fn every_command_line_that_is_shown_exists() {
             let help = helps.entry(name.clone()).or_insert_with(|| {
                 help(&command).unwrap_or_else(|| panic!("{document}: there is no `quorate {name}`"))
             });
-            for option in words.iter().filter(|w| w.starts_with("--")) {
+            // What stands behind `--` is another program's.
+            for option in words.iter().take_while(|w| *w != "--").filter(|w| w.starts_with("--")) {
                 assert!(
                     help.contains(&format!("{option} ")) || help.contains(&format!("{option}\n")),
                     "{document}: {words:?}"
@@ -359,6 +365,38 @@ fn every_command_line_that_is_shown_exists() {
     }
     let usual = ["demo", "emulate hub", "leader", "run", "status", "transfer", "why"];
     assert!(usual.iter().all(|c| seen.contains(*c)), "README shows only {seen:?}");
+}
+
+/// The updates that deploy/updates.md shows are command lines as they stand there: all that is missing is a sidecar.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "tests start the real binary")]
+fn every_update_that_is_shown_is_understood() {
+    let updates = command_lines(&text("deploy/updates.md"))
+        .into_iter()
+        .filter(|words| words.first().is_some_and(|w| w == "update") && words.len() > 1);
+    let folder = tempfile::tempdir().expect("a folder");
+    let nobody = format!("unix:{}/control.sock", folder.path().display());
+    let mut tried = 0;
+    for words in updates {
+        // Its own endpoints are somebody's, perhaps.
+        let (mut mine, mut rest) = (Vec::new(), words[1..].iter());
+        while let Some(word) = rest.next() {
+            match word.as_str() {
+                "--endpoint" => drop(rest.next()),
+                other => mine.push(other),
+            }
+        }
+        let output = Command::new(env!("CARGO_BIN_EXE_quorate"))
+            .args(["update", "--endpoint", &nobody])
+            .args(&mine)
+            .env_clear()
+            .output()
+            .expect("the binary starts");
+        let told = String::from_utf8(output.stderr).expect("UTF-8");
+        assert!(output.status.code() == Some(2) && told.contains("cannot reach"), "{words:?}: {told}");
+        tried += 1;
+    }
+    assert!(tried >= 6, "only {tried} were found");
 }
 
 /// All files below a folder of the repository.
@@ -424,6 +462,7 @@ fn links_inside_the_repository_lead_somewhere() {
         "deploy/comparison.md",
         "deploy/gate.md",
         "deploy/routing.md",
+        "deploy/updates.md",
         "deploy/workloads.md",
     ] {
         let content = text(document);

@@ -4,6 +4,7 @@
 //! and clients that are rude, mute or greedy cost nobody else anything. Time is paused where it matters: the clock
 //! behind the door runs on tokio's, so waiting takes no time.
 
+mod attack;
 mod bundle;
 mod clients;
 mod grpc;

@@ -6,7 +6,7 @@
 
 import { readFileSync } from "node:fs";
 
-const sidecar = process.argv[2] ?? "http://127.0.0.1:9600";
+const sidecar = (process.argv[2] ?? "http://127.0.0.1:9600").replace(/\/+$/, "");
 let word = { active: false, epoch: 0, until_boottime_ns: 0 };
 
 // CLOCK_BOOTTIME in nanoseconds. /proc/uptime shows hundredths, rounded down, so one is added: never too early a time.

@@ -6,18 +6,20 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{CONFIG, DONE, NO, REFUSED, Stop, client::Trouble, say, tell};
+use super::{CONFIG, DONE, NO, REFUSED, Stop, client::Trouble, log, say, tell};
 use crate::{
-    clock::BootClock,
+    clock::{BootClock, Clock as _},
     config::{self, Config, Environment},
+    probe,
     workload::{self, Context, exam},
 };
 
 /// Run the workload on this device under the fencer, and grade it
 ///
 /// Starts it, lets it run, tells it to stop, and starts it again and lets its deadline pass, as
-/// when the sidecar is frozen. Says whether it starts, stays, ends in time, and leaves nothing
-/// behind. It does what it does on the owner, so run this only where that does no harm:
+/// when the sidecar is frozen. Says whether it keeps its limits, starts, says that it is ready,
+/// passes its probes, stays, ends in time, and leaves nothing behind; what it prints is shown.
+/// It does what it does on the owner, so run this only where that does no harm:
 /// on a test bench, or with the site's sidecars stopped.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -87,6 +89,37 @@ async fn answers(config: &Config) -> bool {
     }
 }
 
+/// Whether it passes the probes that the site has for it, each within the time that it has from its start.
+async fn probes(config: &Config) -> Option<exam::Grade> {
+    let probes = config.probes.iter().filter(|probe| probe.role == probe::Role::Workload);
+    let asked = probes.map(async |settings| {
+        let (begun, mut probe) = (BootClock.now(), probe::open(settings));
+        loop {
+            let answer = tokio::time::timeout(settings.timeout, probe.ask()).await;
+            let answer = answer
+                .unwrap_or_else(|_| Err(format!("no answer within {} ms", settings.timeout.as_millis())));
+            let took = BootClock.now().since(begun);
+            match answer {
+                Ok(()) => return Ok(format!("{} after {} ms", settings.name, took.as_millis())),
+                Err(why) if took >= settings.thresholds.grace => {
+                    return Err(format!("{}: {why}", settings.name));
+                }
+                Err(_) => tokio::time::sleep(settings.every).await,
+            }
+        }
+    });
+    let asked = futures_util::future::join_all(asked).await;
+    let (passed, failed): (Vec<_>, Vec<_>) = asked.into_iter().partition(Result::is_ok);
+    let words = |answers: Vec<Result<String, String>>| {
+        answers.into_iter().map(|answer| answer.unwrap_or_else(|why| why)).collect::<Vec<_>>().join("; ")
+    };
+    match (passed.is_empty(), failed.is_empty()) {
+        (true, true) => None,
+        (_, true) => Some(exam::Grade::new("passes its probes", Ok(words(passed)))),
+        _ => Some(exam::Grade::new("passes its probes", Err(words(failed)))),
+    }
+}
+
 async fn examine(
     config: &Config,
     settings: &workload::Settings,
@@ -103,6 +136,7 @@ async fn examine(
         // Nobody is told of its end: no member waits for this.
         members: Vec::new(),
         control_socket: config.control.socket.clone(),
+        notify: folder.join("notify.sock"),
         cgroup: true,
         adopts: workload::adopt(),
         timing: config.site.timing,
@@ -110,7 +144,10 @@ async fn examine(
         tracker: tracker.clone(),
         leave: leave.clone(),
     };
-    let grades = exam::examine(settings, context, Duration::from_secs(args.seconds), tell).await;
+    // What it prints may say why it fails. Another subscriber there would do as well.
+    let _ = tracing::subscriber::set_global_default(log::of_the_workload(Arc::new(BootClock)));
+    let run_for = Duration::from_secs(args.seconds);
+    let grades = exam::examine(settings, context, run_for, probes(config), tell).await;
     leave.cancel();
     tracker.close();
     tracker.wait().await;

@@ -21,6 +21,7 @@ mod plan;
 mod run;
 mod status;
 mod transfer;
+mod update;
 mod when;
 mod why;
 
@@ -74,6 +75,7 @@ enum Command {
     Events(events::Args),
     SupportBundle(bundle::Args),
     Transfer(transfer::Args),
+    Update(Box<update::Args>),
     Pause(order::Pause),
     Resume(order::Resume),
     Drain(order::Drain),
@@ -116,6 +118,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             Command::Events(args) => events::run(args, environment).await,
             Command::SupportBundle(args) => bundle::run(args, environment).await,
             Command::Transfer(args) => transfer::run(args, environment).await,
+            Command::Update(args) => Box::pin(update::run(*args, environment)).await,
             Command::Pause(args) => order::run(order::Order::Pause(args), environment).await,
             Command::Resume(args) => order::run(order::Order::Resume(args), environment).await,
             Command::Drain(args) => order::run(order::Order::Drain(args), environment).await,

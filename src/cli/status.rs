@@ -2,10 +2,15 @@
 //!
 //! The JSON form is the same document as `GET /v1/status`. The text form is for people and may change.
 
-use std::{fmt::Write as _, time::Duration};
+mod screen;
 
+use std::{collections::BTreeSet, fmt::Write as _, io::IsTerminal as _, time::Duration};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::screen::Screen;
 use super::{
-    DONE, Stop,
+    DONE, REFUSED, Stop,
     client::{ANSWER_TIME, Target, Trouble, read_report},
     colour, say,
     when::{date_seconds, span},
@@ -40,27 +45,39 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
         show(&ask(&args, environment).await?, &args, paint)?;
         return Ok(DONE);
     }
-    loop {
-        let answer = ask(&args, environment).await;
-        if paint.0 {
-            // Home, and clear what is below.
-            say_raw("\x1b[H\x1b[J")?;
-        }
-        match answer {
-            Ok(report) => show(&report, &args, paint)?,
-            // It may come back, and then goes on.
-            Err(trouble) => super::tell(&trouble.to_string()),
-        }
+    // A terminal is drawn over; what is piped gets one report after another.
+    let screen = (std::io::stdout().is_terminal() && !args.json).then(Screen::open);
+    let mut term = signal(SignalKind::terminate()).map_err(|_| REFUSED)?;
+    let end = async {
         tokio::select! {
-            _ = tokio::signal::ctrl_c() => return Ok(DONE),
-            () = tokio::time::sleep(REDRAW) => {}
+            _ = tokio::signal::ctrl_c() => {}
+            _ = term.recv() => {}
+        }
+    };
+    tokio::pin!(end);
+    loop {
+        let looked = async {
+            let answer = ask(&args, environment).await;
+            match (answer, &screen) {
+                (Ok(report), None) => show(&report, &args, paint)?,
+                (Ok(report), Some(screen)) => screen.draw(&text(&read_report(&report)?, paint)),
+                // It may come back, and then goes on.
+                (Err(trouble), None) => super::tell(&trouble.to_string()),
+                (Err(trouble), Some(screen)) => screen.draw(&paint.bad(&safe_lines(&trouble.to_string()))),
+            }
+            tokio::time::sleep(REDRAW).await;
+            Ok::<_, Stop>(())
+        };
+        tokio::select! {
+            () = &mut end => return Ok(DONE),
+            looked = looked => looked?,
         }
     }
 }
 
-fn say_raw(code: &str) -> Result<(), u8> {
-    use std::io::Write as _;
-    std::io::stdout().write_all(code.as_bytes()).map_err(|_| DONE)
+/// [`safe`], line by line, in the width of everything else.
+fn safe_lines(text: &str) -> String {
+    text.lines().flat_map(|line| wrap(&safe(line), WIDTH)).collect::<Vec<_>>().join("\n")
 }
 
 async fn ask(args: &Args, environment: &Environment) -> Result<String, Trouble> {
@@ -156,6 +173,11 @@ fn head(out: &mut String, r: &Report, paint: Paint) {
         words
     };
     let _ = writeln!(out, "{:<10}{words}", "reserve");
+    if !r.conditions.is_empty() {
+        // What they are about stands at the end, which a small terminal may not show.
+        let names: BTreeSet<&str> = r.conditions.iter().map(|c| c.name.as_str()).collect();
+        row(out, "trouble", &names.into_iter().collect::<Vec<_>>().join(", "));
+    }
     orders(out, r);
 }
 
@@ -187,10 +209,20 @@ fn members(out: &mut String, r: &Report, paint: Paint) {
             text
         }
     };
+    // Only where something is asked of the plant. All devices ask the same.
+    let asked = r.probes.iter().filter(|p| p.role == "plant").count();
+    let plant = asked > 0 || r.members.iter().any(|m| m.plant_seen.is_some());
+    let (name, may) = if plant { (20, 9) } else { (24, 13) };
+    let sees = |text: &str| if plant { format!("{:<8}", cell(text, 7)) } else { String::new() };
     let _ = writeln!(
         out,
-        "\n{:<24}{:<9}{:<10}{:<12}{:<13}BUILD",
-        "DEVICE", "ROLE", "STATE", "LAST HEARD", "MAY OWN"
+        "\n{:<name$}{:<9}{:<10}{:<12}{:<may$}{}BUILD",
+        "DEVICE",
+        "ROLE",
+        "STATE",
+        "LAST HEARD",
+        "MAY OWN",
+        sees("PLANT"),
     );
     for m in &r.members {
         let here = m.device == r.device;
@@ -202,11 +234,16 @@ fn members(out: &mut String, r: &Report, paint: Paint) {
             None => "never".to_owned(),
         };
         let may_own = if m.fit { "yes" } else { "no" };
+        let seen = m
+            .plant_seen
+            .filter(|_| m.reachable)
+            .map_or_else(|| "–".to_owned(), |seen| format!("{seen} of {asked}"));
         let _ = writeln!(
             out,
-            "{:<24}{:<9}{state}{heard:<12}{may_own:<13}{}",
-            cell(&m.device, 23),
+            "{:<name$}{:<9}{state}{heard:<12}{may_own:<may$}{}{}",
+            cell(&m.device, name - 1),
             cell(&m.role, 8),
+            sees(&seen),
             cell(&m.build, 12),
         );
         if let Some(reason) = m.unfit_reason.as_ref().filter(|_| !m.fit) {
@@ -230,6 +267,9 @@ fn rest(out: &mut String, r: &Report) {
     }
     if w.failures > 0 {
         let _ = write!(work, ", ended by itself {} times in a row", w.failures);
+    }
+    if let Some(says) = &w.says {
+        let _ = write!(work, ", says: {}", safe(says));
     }
     row(out, "workload", &work);
     let h = &r.hub;

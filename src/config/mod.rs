@@ -33,10 +33,10 @@ pub use self::{
 };
 use crate::{
     id::DeviceId,
-    ownership::moves::Policy,
+    ownership::{moves::Policy, record::BuildPolicy},
     site::{Member, Site},
     timing::Timing,
-    workload::{Kind, Settings, User, runtime::Api},
+    workload::{Demand, Kind, Limits, Settings, User, fingerprint::Covered, runtime::Api},
 };
 
 /// Where the file is looked for if nobody says otherwise.
@@ -69,6 +69,8 @@ pub struct Config {
     pub probes: Vec<crate::probe::Settings>,
     /// How willingly the ownership moves.
     pub moves: Policy,
+    /// `site.differing_builds`: whether a device owns while it runs something else than the site does.
+    pub differing_builds: BuildPolicy,
     /// What is logged and how.
     pub log: Log,
 }
@@ -155,7 +157,7 @@ pub enum Workload {
     },
     /// `kind = "hooks"`: commands that are carried out when this device becomes the owner, and when it is that no more.
     Hooks {
-        /// `workload.on_owner`: the program and its arguments; may be empty.
+        /// `workload.on_owner`: the program and its arguments; never empty.
         on_owner: Vec<String>,
         /// `workload.on_standby`: never empty.
         on_standby: Vec<String>,
@@ -178,6 +180,10 @@ pub enum Workload {
         on_standby: Vec<String>,
         /// `workload.user`: whom it runs as; as the sidecar if absent.
         user: Option<User>,
+        /// `workload.limits`: what it may use of the device.
+        limits: Limits,
+        /// `workload.ready`, `ready_within` and `watchdog`: whether it has to say that it is ready.
+        ready: Option<Demand>,
     },
 }
 
@@ -188,13 +194,24 @@ impl Workload {
         match self {
             Workload::None => (Settings { stop_grace, ..Settings::default() }, "none"),
             Workload::Gate { .. } => (Settings { stop_grace, ..Settings::default() }, "gate"),
-            Workload::Process { command, working_dir, env, stop_timeout, on_standby, user } => {
+            Workload::Process {
+                command,
+                working_dir,
+                env,
+                stop_timeout,
+                on_standby,
+                user,
+                limits,
+                ready,
+            } => {
                 let settings = Settings {
                     kind: Kind::Process,
                     command: command.clone(),
                     undo: on_standby.clone(),
                     working_dir: working_dir.clone(),
                     user: *user,
+                    limits: *limits,
+                    ready: *ready,
                     env: env.clone(),
                     stop_grace,
                     stop_timeout: *stop_timeout,
@@ -214,6 +231,18 @@ impl Workload {
     }
 }
 
+impl Config {
+    /// What a device's build is made of: its workload, and what all devices of a site are told alike. Where each of them listens and
+    /// keeps its data is its own business.
+    pub fn covered(&self) -> Covered {
+        Covered {
+            settings: self.workload.settings(&self.site.timing).0,
+            files: self.fingerprint_files.clone(),
+            configuration: format!("{:?}", (&self.site, &self.probes, &self.moves, self.differing_builds)),
+        }
+    }
+}
+
 /// Section `log`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {
@@ -221,7 +250,12 @@ pub struct Log {
     pub level: tracing::Level,
     /// `log.format`: `text` (the default; lines as IoT Edge's own modules write them) or `json`.
     pub format: LogFormat,
+    /// `log.megabytes_per_day`: how much is written within a day, in millions of bytes; 0: any amount. Default 20.
+    pub megabytes_per_day: u32,
 }
+
+/// Enough for weeks of a sidecar's own lines, and for a workload's that prints a hundred bytes a second.
+const LOG_MEGABYTES_PER_DAY: u32 = 20;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,6 +293,7 @@ pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Config, Fa
     let timing = site::timing(&mut section, grace, &work, notes);
     let probes = probe::probes(&mut section, notes);
     let moves = probe::policy(&mut section, notes);
+    let differing_builds = probe::differing_builds(&mut section, notes);
     section.done(notes);
     let mine = me.as_ref().and_then(|me| members.iter().find(|m| m.device == *me));
     let (peer, control, http, storage) = listeners::all(&mut root, mine, environment, notes);
@@ -286,6 +321,7 @@ pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Config, Fa
             hub,
             probes,
             moves,
+            differing_builds,
             log,
         }),
         _ => {
@@ -313,8 +349,10 @@ fn log(mut section: Section, notes: &mut Notes) -> Log {
         other => Err(format!("{other:?} is not a format")),
     };
     let format = section.parsed("format", notes, format, "write \"text\" or \"json\"");
+    let (daily, _) = section.number("megabytes_per_day", notes);
     section.done(notes);
     Log {
+        megabytes_per_day: daily.map_or(LOG_MEGABYTES_PER_DAY, |s| s.value),
         level: level.map_or(tracing::Level::INFO, |s| s.value),
         format: format.map_or(LogFormat::Text, |s| s.value),
     }

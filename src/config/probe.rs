@@ -12,6 +12,7 @@ use crate::{
     ownership::{
         moves::{Policy, Window},
         probe::Thresholds,
+        record::BuildPolicy,
     },
     probe::{Place, Role, Settings, Target},
 };
@@ -41,6 +42,18 @@ pub(super) fn policy(site: &mut Section, notes: &mut Notes) -> Policy {
     let failback = site.parsed("failback", notes, parse, advice).and_then(|spot| spot.value);
     let failback_after = time(site, "failback_after", usual.failback_after, &FAILBACK_AFTER, notes);
     Policy { better_for, changes_per_hour, failback, failback_after }
+}
+
+/// `site.differing_builds`.
+pub(super) fn differing_builds(site: &mut Section, notes: &mut Notes) -> BuildPolicy {
+    let advice = "write \"block\", \"warn\" or \"allow\"";
+    let policy = |text: &str| match text {
+        "block" => Ok(BuildPolicy::Block),
+        "warn" => Ok(BuildPolicy::Warn),
+        "allow" => Ok(BuildPolicy::Allow),
+        other => Err(format!("{other:?} is no such policy")),
+    };
+    site.parsed("differing_builds", notes, policy, advice).map(|spot| spot.value).unwrap_or_default()
 }
 
 /// `02:00-04:00`.
@@ -127,6 +140,8 @@ fn probe(mut section: Section, notes: &mut Notes) -> Option<Settings> {
 fn name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     match !text.is_empty() && text.len() <= 64 && text.chars().all(plain) {
+        // What the workload says itself is shown under this name.
+        true if text == "workload.ready" => Err(format!("{text:?} is a name of Quorate's own")),
         true => Ok(text.to_owned()),
         false => Err(format!("{text:?} is not a name")),
     }

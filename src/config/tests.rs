@@ -53,6 +53,10 @@ impl Folder {
     }
 }
 
+fn refused(text: &str, variables: &[(&str, &str)]) -> Vec<Fault> {
+    Folder::new(text, variables).load().expect_err("is refused").0
+}
+
 fn loaded(text: &str, variables: &[(&str, &str)]) -> Config {
     Folder::new(text, variables).load().unwrap_or_else(|faults| panic!("{faults}"))
 }
@@ -69,7 +73,10 @@ fn a_member_list_is_enough() {
     assert_eq!(config.http.listen.to_string(), "0.0.0.0:9600");
     assert_eq!(config.storage.path, Path::new("/var/lib/quorate"));
     assert_eq!((&config.workload, &config.hub), (&Workload::None, &Settings::default()));
-    assert_eq!(config.log, Log { level: tracing::Level::INFO, format: LogFormat::Text });
+    assert_eq!(
+        config.log,
+        Log { level: tracing::Level::INFO, format: LogFormat::Text, megabytes_per_day: 20 }
+    );
     assert_eq!(config.warnings(), Vec::<String>::new());
 }
 
@@ -119,10 +126,11 @@ fn the_environment_wins_and_may_say_everything() {
     let env = BTreeMap::from([("Tz__Name".to_owned(), "UTC".to_owned())]);
     let command = vec!["/app/run".to_owned(), "--fast".to_owned()];
     let stop_timeout = Duration::from_secs(30);
-    let (on_standby, user) = (Vec::new(), None);
+    let (on_standby, user, ready, working_dir) = (Vec::new(), None, None, None);
+    let limits = Limits::default();
     assert_eq!(
         config.workload,
-        Workload::Process { command, working_dir: None, env, stop_timeout, on_standby, user }
+        Workload::Process { command, working_dir, env, stop_timeout, on_standby, user, limits, ready }
     );
     let hub = &config.hub;
     assert_eq!((hub.mirror, hub.flag.to_string().as_str()), (MirrorKind::DeviceTwin, "plant.owner"));
@@ -298,4 +306,57 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_process_may_be_limited_and_may_have_to_say_that_it_is_ready() {
+    let me = ("IOTEDGE_DEVICEID", "edge-1");
+    let process = |more: &str| format!("{SITE}\n[workload]\nkind = \"process\"\ncommand = [\"app\"]\n{more}");
+    let of = |more: &str| match loaded(&process(more), &[me]).workload {
+        Workload::Process { limits, ready, .. } => (limits, ready),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(of("ready = \"started\"\nready_within = \"30s\""), (Limits::default(), None));
+    let (limits, ready) = of(
+        "ready = \"notify\"\nwatchdog = \"2s\"\n[workload.limits]\nmemory = \"2 GiB\"\ncpu = \"1.05\"\nprocesses = 9\nopen_files = 16",
+    );
+    let (memory, cpu) = (Some(2 << 30), Some(1050));
+    assert_eq!(limits, Limits { memory, cpu, processes: Some(9), open_files: Some(16) });
+    let (within, watchdog) = (Duration::from_secs(30), Some(Duration::from_secs(2)));
+    assert_eq!(ready, Some(Demand { within, watchdog }));
+    for (wrong, key) in [
+        ("ready = \"soon\"", "workload.ready"),
+        ("ready = \"notify\"\nready_within = \"1ms\"", "workload.ready_within"),
+        ("ready_within = \"31s\"", "workload.ready_within"),
+        ("watchdog = \"2s\"", "workload.watchdog"),
+        ("[workload.limits]\nmemory = \"15MiB\"", "workload.limits.memory"),
+        ("[workload.limits]\nmemory = \"1GB\"", "workload.limits.memory"),
+        ("[workload.limits]\ncpu = \"0\"", "workload.limits.cpu"),
+        ("[workload.limits]\ncpu = \"1.0001\"", "workload.limits.cpu"),
+        ("[workload.limits]\ncpu = \"+1\"", "workload.limits.cpu"),
+        ("[workload.limits]\nprocesses = 0", "workload.limits.processes"),
+        ("[workload.limits]\nopen_files = 3", "workload.limits.open_files"),
+        ("[workload.limits]\nopen_file = 3", "workload.limits.open_file"),
+    ] {
+        let faults = refused(&process(wrong), &[me]);
+        assert_eq!(faults.iter().map(|f| f.key.as_deref()).collect::<Vec<_>>(), [Some(key)], "{wrong}");
+    }
+    let gate =
+        format!("{SITE}\n[workload]\nkind = \"gate\"\nready = \"notify\"\nlimits = {{ processes = 3 }}");
+    assert_eq!(refused(&gate, &[me]).len(), 2);
+}
+
+#[test]
+fn a_pair_of_hooks_is_two_and_a_gate_has_a_socket_of_its_own() {
+    let me = ("IOTEDGE_DEVICEID", "edge-1");
+    let keys = |more: &str| {
+        let faults = refused(&format!("{SITE}\n{more}"), &[me]);
+        faults.into_iter().map(|f| f.key.unwrap_or_default()).collect::<Vec<_>>()
+    };
+    let missing = ["workload.on_owner", "workload.on_standby"];
+    assert_eq!(keys("[workload]\nkind = \"hooks\""), missing);
+    assert_eq!(keys("[workload]\nkind = \"hooks\"\non_standby = [\"give\"]"), missing[..1]);
+    let same =
+        "[control]\nsocket = \"/run/q/one.sock\"\n[workload]\nkind = \"gate\"\nsocket = \"/run/q/one.sock\"";
+    assert_eq!(keys(same), ["workload.socket"]);
 }

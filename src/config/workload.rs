@@ -1,5 +1,7 @@
 //! The section `workload`: what runs on the owner. `stop_grace` is read here and checked with the timing.
 
+mod demands;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -11,6 +13,7 @@ use crate::{
     workload::{STOP_TIMEOUT, Settings, User, runtime::Api},
 };
 
+use self::demands::{limits, readiness};
 use super::{
     Where, Workload,
     listeners::{SOCKET_PATH_MAX, absolute},
@@ -71,6 +74,8 @@ pub(super) fn read(mut section: Section, control: Option<&Path>, notes: &mut Not
     let stop_timeout = stop_timeout(&mut section, notes);
     let gate = gate(&mut section, control, kind.as_ref().map(|kind| kind.value), notes);
     let user = user(&mut section, kind.as_ref(), notes);
+    let limits = limits(&mut section, kind.as_ref(), notes);
+    let ready = readiness(&mut section, kind.as_ref(), notes);
     let container = container(&mut section, kind.as_ref(), stop_timeout, notes);
     let [on_owner, on_standby] = hooks(&mut section, kind.as_ref(), notes);
     section.not_yet("health", notes, "leave it out; a workload that ends is restarted on the owner");
@@ -103,6 +108,8 @@ pub(super) fn read(mut section: Section, control: Option<&Path>, notes: &mut Not
                 stop_timeout,
                 on_standby,
                 user,
+                limits,
+                ready,
             })
         }
         (Kind::Process, None) => {
@@ -262,9 +269,16 @@ fn hooks(section: &mut Section, kind: Option<&Spot<Kind>>, notes: &mut Notes) ->
     let kind_is = |kinds: &[Kind]| kind.is_some_and(|kind| kinds.contains(&kind.value));
     if !kind_is(&[Kind::Hooks]) {
         foreign(section, "on_owner", on_owner.as_ref(), "\"hooks\"", notes);
-    } else if on_standby.is_none() {
-        let (at, key) = (kind.map_or_else(|| section.file(), |k| k.at.clone()), section.full("on_standby"));
-        notes.missing(&at, &key, "write the command that undoes what on_owner does");
+    } else {
+        let at = kind.map_or_else(|| section.file(), |k| k.at.clone());
+        if on_owner.is_none() {
+            let advice = "write the command that takes what the owner has, or [\"true\"] if there is none";
+            notes.missing(&at, &section.full("on_owner"), advice);
+        }
+        if on_standby.is_none() {
+            let advice = "write the command that undoes what on_owner does";
+            notes.missing(&at, &section.full("on_standby"), advice);
+        }
     }
     if !kind_is(&[Kind::Hooks, Kind::Process]) {
         foreign(section, "on_standby", on_standby.as_ref(), "\"hooks\" or \"process\"", notes);
@@ -293,6 +307,13 @@ fn gate(section: &mut Section, control: Option<&Path>, kind: Option<Kind>, notes
     if kind != Some(Kind::Gate) {
         foreign(section, "socket", socket.as_ref(), "\"gate\"", notes);
         foreign(section, "lease_file", lease_file.as_ref(), "\"gate\"", notes);
+    }
+    if let (Some(spot), Some(control)) = (&socket, control)
+        && spot.value.as_deref() == Some(control)
+    {
+        let problem = "is control.socket, where something else is spoken";
+        let advice = "write another path, such as \"/run/quorate/gate.sock\"";
+        notes.fault(&spot.at, &section.full("socket"), problem, advice);
     }
     let beside = || control.and_then(Path::parent).map(|folder| folder.join("gate.sock"));
     Workload::Gate {

@@ -17,31 +17,49 @@ use tokio_util::sync::CancellationToken;
 use super::socket::Socket;
 use crate::status::{door::Handle, watch::tell, word::Word};
 
-/// Programs that listen at once; more wait in the kernel's queue.
+/// Programs that listen at once; one more is told [`FULL`].
 const CLIENTS_MAX: usize = 64;
+const FULL: &str = "standby 0 64 programs listen already, and no more are served\n";
+/// How often is looked whether the socket's file is still there.
+const LOOK: Duration = Duration::from_secs(1);
 /// Who does not take a line within this time is not listening.
 const WRITE_TIME: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Serves until `stop`. What one client does wrong ends its own connection. The socket's file is removed at the end.
-pub async fn serve(socket: Socket, door: Handle, stop: CancellationToken) {
+/// Serves until `stop`. What one client does wrong ends its own connection. If the socket's file is gone or another's, it is made anew; while
+/// that fails, `tell_of` hears why. The file is removed at the end.
+pub async fn serve(
+    mut socket: Socket,
+    door: Handle,
+    tell_of: impl Fn(Option<String>),
+    stop: CancellationToken,
+) {
     let slots = Arc::new(Semaphore::new(CLIENTS_MAX));
     let mut clients = JoinSet::new();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => break,
             // Those that have ended are taken off the list as they end.
             Some(_) = clients.join_next() => continue,
             accepted = socket.accept() => accepted,
-        };
-        match accepted {
-            Ok(stream) => {
-                let (told, shown) = (tell(door.permits(), door.clock(), slot, stop.clone()), door.clone());
-                clients.spawn(speak(stream, told.map(move |(permit, now)| Word::of(&*shown, permit, now))));
+            _ = look.tick() => {
+                if !socket.is_there() {
+                    tell_of(again(&mut socket).await.err());
+                }
+                continue;
             }
-            Err(e) => {
+        };
+        match (accepted, slots.clone().try_acquire_owned()) {
+            (Ok(stream), Ok(slot)) => {
+                let (told, shown) = (tell(door.permits(), door.clock(), slot, stop.clone()), door.clone());
+                clients.spawn(speak(stream, told.map(move |(permit, _)| Word::of(&*shown, permit))));
+            }
+            // Who only reads the first word understands this one as well.
+            (Ok(stream), Err(_)) => drop(stream.try_write(FULL.as_bytes())),
+            (Err(e), _) => {
                 tracing::debug!("a client of the gate could not be accepted: {e}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -49,6 +67,14 @@ pub async fn serve(socket: Socket, door: Handle, stop: CancellationToken) {
     }
     drop(socket);
     while clients.join_next().await.is_some() {}
+}
+
+/// Listens at the same path again. Those that are connected stay.
+async fn again(socket: &mut Socket) -> Result<(), String> {
+    let path = socket.path().to_owned();
+    *socket = Socket::bind(&path).await.map_err(|e| format!("the socket of the gate is gone: {e}"))?;
+    tracing::warn!("{} was removed or replaced; it is made anew", path.display());
+    Ok(())
 }
 
 /// Until one side ends it.

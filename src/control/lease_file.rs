@@ -85,8 +85,8 @@ impl LeaseFile {
             let Ok(slot) = Arc::new(Semaphore::new(1)).acquire_owned().await else { return };
             let words = tell(door.permits(), door.clock(), slot, stop.clone());
             tokio::pin!(words);
-            while let Some((permit, now)) = words.next().await {
-                let why = file.clone().write(Word::of(&*door, permit, now)).await;
+            while let Some((permit, _)) = words.next().await {
+                let why = file.clone().write(Word::of(&*door, permit)).await;
                 let failed = why.is_some();
                 tell_of(why);
                 if failed {

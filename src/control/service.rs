@@ -16,7 +16,7 @@ use super::proto::{
     WatchOwnershipRequest, WhyReply, WhyRequest, control_server::Control, ownership_server::Ownership,
 };
 use crate::{
-    clock::{Moment, boottime_within, millis},
+    clock::{Clock, Moment, boottime_within, millis},
     id::DeviceId,
     reconcile::commands::{Fulfilled, Order, PAUSE_MS, REASON_MAX, Refusal, Wish},
     status::{
@@ -60,7 +60,7 @@ impl Service {
         plain("reason", &reason, REASON_MAX)?;
         plain("actor", &actor, ACTOR_MAX_BYTES)?;
         let actor = if actor.is_empty() { "unknown".to_owned() } else { actor };
-        tracing::info!(actor, "ordered: {order:?}");
+        tracing::info!(actor, why = reason, "ordered: {order}");
         let wish = Wish { id: None, order, reason, actor, base: None, expires_unix_ms: 0 };
         match tokio::time::timeout(ORDER_TIME, self.door.order(wish)).await {
             Ok(Ok(done)) => Ok(done),
@@ -101,17 +101,14 @@ fn leader(answer: &Answer, now: Moment) -> Leader {
     }
 }
 
-fn state(permit: &Permit, now: Moment) -> OwnershipState {
+fn state(permit: &Permit, clock: &dyn Clock) -> OwnershipState {
+    let now = clock.now();
     OwnershipState {
         active: permit.active,
         epoch: permit.epoch.get(),
         valid_for_ms: if permit.active { millis(permit.until.since(now)) } else { 0 },
         reason: permit.reason.clone(),
-        until_boottime_ns: if permit.active {
-            boottime_within(permit.until.since(now)).as_nanos()
-        } else {
-            0
-        },
+        until_boottime_ns: if permit.active { boottime_within(permit.until, clock).as_nanos() } else { 0 },
     }
 }
 
@@ -240,7 +237,8 @@ impl Ownership for Service {
         _: Request<WatchOwnershipRequest>,
     ) -> Result<Response<Self::WatchOwnershipStream>, Status> {
         let told = tell(self.door.permits(), self.door.clock(), self.slot()?, self.stop());
-        Ok(Response::new(told.map(|(permit, now)| Ok(state(&permit, now))).boxed()))
+        let clock = self.door.clock();
+        Ok(Response::new(told.map(move |(permit, _)| Ok(state(&permit, &*clock))).boxed()))
     }
 }
 

@@ -27,6 +27,16 @@ pub enum Error {
     /// Something else lies there.
     #[error("{0} exists and is not a socket; move it away, or name another path in the configuration")]
     NotASocket(PathBuf),
+    /// Its folder is missing, and is not one to be made without being asked.
+    #[error(
+        "{path}: there is no folder {folder}; make it (systemd: RuntimeDirectory=), or name a path below /run"
+    )]
+    NoFolder {
+        /// The socket's path.
+        path: PathBuf,
+        /// What is missing.
+        folder: PathBuf,
+    },
     /// The system refused.
     #[error("cannot make the socket {path}: {source}")]
     System {
@@ -50,17 +60,23 @@ struct File {
     id: (u64, u64),
 }
 
+impl File {
+    fn is_there(&self) -> bool {
+        std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.id)
+    }
+}
+
 impl Drop for File {
     fn drop(&mut self) {
-        let same = std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.id);
-        if same {
+        if self.is_there() {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
 impl Socket {
-    /// Listens at `path`, making its folder if only the last part of it is missing. Must run inside a tokio runtime.
+    /// Listens at `path`, making its folder if only the last part of it is missing; none is made in the root folder, which is
+    /// nobody's place. Must run inside a tokio runtime.
     /// Cancel-safe.
     ///
     /// # Errors
@@ -81,6 +97,10 @@ impl Socket {
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 if let Some(folder) = path.parent().filter(|f| !f.exists()) {
+                    if folder.parent() == Some(Path::new("/")) {
+                        let (path, folder) = (path.to_owned(), folder.to_owned());
+                        return Err(Error::NoFolder { path, folder });
+                    }
                     std::fs::create_dir(folder).map_err(system)?;
                 }
             }
@@ -96,6 +116,11 @@ impl Socket {
     /// Where it listens.
     pub fn path(&self) -> &Path {
         &self.file.path
+    }
+
+    /// Whether whoever connects to its path still comes here.
+    pub(super) fn is_there(&self) -> bool {
+        self.file.is_there()
     }
 
     pub(super) async fn accept(&self) -> io::Result<UnixStream> {
@@ -133,6 +158,9 @@ mod tests {
         std::fs::write(&precious, "x").expect("writes");
         assert!(matches!(Socket::bind(&precious).await, Err(Error::NotASocket(_))));
         assert_eq!(std::fs::read(&precious).expect("reads"), b"x");
+        let in_root = Path::new("/no-folder-of-quorates/control.sock");
+        let refused = Socket::bind(in_root).await.expect_err("is refused");
+        assert!(refused.to_string().contains("RuntimeDirectory") && !in_root.parent().expect("one").exists());
         let deep = folder.path().join("no/such/folder/control.sock");
         assert!(matches!(Socket::bind(&deep).await, Err(Error::System { .. })));
     }

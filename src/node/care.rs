@@ -9,12 +9,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::Node;
 use crate::{
     config::{self, Config},
-    workload::{
-        Observed, Settings, find_program,
-        fingerprint::{fingerprint, trace},
-        runtime::Runtime,
-    },
+    workload::{Observed, find_program, fingerprint::Covered, runtime::Runtime},
 };
+
+/// Who may always answer and does not within this time, hangs.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(4);
 
 /// Looks after what the workload needs on this device while it does not run here. A device that lacks it does not take over; what
 /// runs is left alone, whatever became of its file.
@@ -27,11 +26,11 @@ pub(super) fn watch(
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<(), String> {
-    let (settings, _) = config.workload.settings(&config.site.timing);
     let mut image = None;
     match &config.workload {
         config::Workload::None | config::Workload::Gate { .. } => {}
-        config::Workload::Process { command, working_dir, env, on_standby, .. } => {
+        config::Workload::Process { command, working_dir, env, on_standby, limits, user, .. } => {
+            node.ails("limits", limits.ways(*user).err());
             let programs = [command, on_standby].into_iter().filter_map(|c| c.first().cloned()).collect();
             tasks.spawn(watch_programs(
                 node.clone(),
@@ -57,22 +56,17 @@ pub(super) fn watch(
             tasks.spawn(watch_container(node.clone(), runtime, stop.clone()));
         }
     }
-    let covers = !settings.command.is_empty() || !config.fingerprint_files.is_empty();
-    if covers {
-        let files = config.fingerprint_files.clone();
-        tasks.spawn(watch_build(node.clone(), settings, files, image, stop.clone()));
-    }
+    tasks.spawn(watch_build(node.clone(), config.covered(), image, stop.clone()));
     Ok(())
 }
 
+fn unknown(node: &Node, why: &str) {
+    tracing::debug!("no fingerprint: {why}");
+    node.has_no_build(why);
+}
+
 /// Says what this device runs, anew once something of it has changed.
-async fn watch_build(
-    node: Arc<Node>,
-    settings: Settings,
-    files: Vec<PathBuf>,
-    container: Option<Runtime>,
-    stop: CancellationToken,
-) {
+async fn watch_build(node: Arc<Node>, covered: Covered, container: Option<Runtime>, stop: CancellationToken) {
     let mut tick = tokio::time::interval(Duration::from_secs(5));
     let mut known = None;
     loop {
@@ -85,28 +79,35 @@ async fn watch_build(
             Some(runtime) => match runtime.look().await {
                 Ok(Some(seen)) => seen.image,
                 // It may come back; what is known stays.
-                Ok(None) | Err(_) => continue,
+                Ok(None) => {
+                    node.has_no_build(&format!("there is no {}", runtime.title()));
+                    continue;
+                }
+                Err(why) => {
+                    node.has_no_build(&why);
+                    continue;
+                }
             },
             None => None,
         };
-        let (settings, files, before) = (settings.clone(), files.clone(), known.clone());
+        let (covered, before) = (covered.clone(), known.clone());
         // A model may be large and the disk slow.
         let made = tokio::task::spawn_blocking(move || {
-            let traced = (trace(&settings, &files)?, image);
+            let traced = (covered.trace()?, image);
             if before.as_ref() == Some(&traced) {
                 return Ok(None);
             }
-            fingerprint(&settings, &files, traced.1.as_deref()).map(|made| Some((made, traced)))
+            covered.fingerprint(traced.1.as_deref()).map(|made| Some((made, traced)))
         });
         match made.await {
             Ok(Ok(Some((made, traced)))) => {
                 tracing::info!(fingerprint = made, "what this device runs");
-                node.group.roster().declare_build(&made);
+                node.declare_build(&made);
                 known = Some(traced);
             }
             Ok(Ok(None)) => {}
-            Ok(Err(why)) => tracing::debug!("no fingerprint: {why}"),
-            Err(e) => tracing::debug!("no fingerprint: {e}"),
+            Ok(Err(why)) => unknown(&node, &why),
+            Err(e) => unknown(&node, &e.to_string()),
         }
     }
 }
@@ -144,6 +145,8 @@ async fn watch_programs(
 
 /// Whoever runs containers may start this one by itself: after a deployment IoT Edge does so on every device.
 async fn watch_container(node: Arc<Node>, runtime: Runtime, stop: CancellationToken) {
+    // The daemon of IoT Edge answers nobody while it stops something, and that is no fault.
+    let always = runtime.answers_always();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -156,6 +159,9 @@ async fn watch_container(node: Arc<Node>, runtime: Runtime, stop: CancellationTo
             biased;
             () = stop.cancelled() => return,
             seen = runtime.look() => seen,
+            () = tokio::time::sleep(ANSWERS_WITHIN), if always => {
+                Err(format!("whoever runs the {} has not answered for {} s", runtime.title(), ANSWERS_WITHIN.as_secs()))
+            }
         };
         if is_running(&node) {
             node.ails("container", None);

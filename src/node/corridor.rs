@@ -294,6 +294,8 @@ fn refusal(why: &command::Refusal) -> Refusal {
         | command::Refusal::OwnsAlready { .. }
         | command::Refusal::ImpossibleTiming
         | command::Refusal::Drained { .. }
+        | command::Refusal::BuildDiffers { .. }
+        | command::Refusal::NoBuild
         | command::Refusal::NoneLeft => Refusal::Unfit(text),
     }
 }

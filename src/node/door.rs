@@ -75,6 +75,7 @@ impl NodeDoor {
             let (mut held, mut decided, mut observed) =
                 (node.held.clone(), node.decided.clone(), node.observed.clone());
             let (mut record, mut vouched) = (node.group.record(), node.group.vouched());
+            let mut granted = node.workload.granted();
             loop {
                 tokio::select! {
                     biased;
@@ -84,6 +85,7 @@ impl NodeDoor {
                     Ok(()) = observed.changed() => {}
                     Ok(()) = record.changed() => {}
                     Ok(()) = vouched.changed() => {}
+                    Some(()) = changes(&mut granted) => {}
                     else => return,
                 }
                 replace(&answers, answer(&node));
@@ -92,6 +94,11 @@ impl NodeDoor {
         });
         Arc::new(door)
     }
+}
+
+/// Ends at the next change, if there is anything to change.
+async fn changes<T>(watched: &mut Option<watch::Receiver<T>>) -> Option<()> {
+    watched.as_mut()?.changed().await.ok()
 }
 
 fn replace<T: PartialEq>(sender: &watch::Sender<T>, fresh: T) {
@@ -114,7 +121,18 @@ pub(super) fn own(node: &Node, now: Moment) -> Option<Held> {
     if node.unfit.borrow().is_some() || record.is_handing_over() {
         return None;
     }
-    held.filter(|held| held.epoch == epoch && now < held.until)
+    // Renewed at the last moment, a lease is known here before the loop has passed it on; if that finds the one before lapsed, it stops
+    // without waiting for this one.
+    let granted = node.workload.granted().map(|granted| *granted.borrow());
+    let held = match granted {
+        None => held?,
+        Some(grant) => {
+            let (held, grant) = (held?, grant?);
+            let until = if grant.epoch == epoch { held.until.min(grant.until) } else { now };
+            Held { until, ..held }
+        }
+    };
+    Some(held).filter(|held| held.epoch == epoch && now < held.until)
 }
 
 pub(super) fn answer(node: &Node) -> Answer {
@@ -146,6 +164,7 @@ pub(super) fn answer(node: &Node) -> Answer {
 
 fn permit(node: &Node) -> Permit {
     let now = node.clock().now();
+    let roster = node.group.roster();
     // The lease first: if the decision still says "owning" after that, a stop waits for this lease too.
     let own = own(node, now);
     let reason = node.decided.borrow().as_ref().map(|d| d.reason.clone());
@@ -162,8 +181,15 @@ fn permit(node: &Node) -> Permit {
             Permit { active: true, epoch: held.epoch, until: held.until, reason: told }
         }
         _ => {
-            let epoch = node.group.record().borrow().record.epoch;
-            Permit { active: false, epoch, until: now, reason: told }
+            let record = node.group.record().borrow().record.clone();
+            let other = record.owner.as_ref().filter(|owner| owner.device != roster.me);
+            let reason = match other {
+                Some(owner) if !told.contains(owner.device.as_str()) => {
+                    format!("{} owns under epoch {}; {told}", owner.device, owner.epoch)
+                }
+                _ => told,
+            };
+            Permit { active: false, epoch: record.epoch, until: now, reason }
         }
     }
 }

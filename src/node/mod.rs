@@ -3,6 +3,7 @@
 //! [`Node::start`] is handed everything that touches the world ([`Environment`]), so that the same node runs on a real
 //! device and in a simulated site. The loops meet only through the watch channels made here.
 
+mod builds;
 mod care;
 mod corridor;
 pub mod door;
@@ -95,6 +96,7 @@ pub struct Node {
     unfit: watch::Sender<Option<Unfit>>,
     folder: watch::Sender<Vec<Raised>>,
     health: health::Health,
+    builds: builds::Builds,
     ailments: watch::Sender<Ailments>,
     clock: Arc<dyn Clock>,
     workload: workload::Handle,
@@ -170,6 +172,7 @@ impl Node {
             unfit,
             folder: watch::Sender::default(),
             health: health::Health::new(),
+            builds: builds::Builds::default(),
             ailments: watch::Sender::default(),
         };
         let lease = LeaseLoop {
@@ -205,6 +208,7 @@ impl Node {
             meter,
             unfit: node.unfit.clone(),
             ailments: node.ailments.subscribe(),
+            observed: node.observed.clone(),
             failing: node.health.failing.subscribe(),
             policy: node.health.policy.subscribe(),
             held: node.health.held.clone(),

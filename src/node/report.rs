@@ -21,16 +21,17 @@ use crate::{
     ownership::{
         command::Refusal,
         decide::Reason,
-        record::{Note, Record},
+        record::{BuildPolicy, Note, Record},
         view::Standing,
     },
     raft::{
         members::Members,
         peer::{Roster, VERSION},
+        vote_guard::VoteRefusal,
     },
     reconcile::gate,
     status::{door::Answer, report},
-    workload::Observed,
+    workload::{Observed, Ready},
 };
 
 /// For how long a refused sidecar stays a condition.
@@ -104,7 +105,11 @@ impl NodeDoor {
                 report::Owner { reason: reason.clone(), ..report::Owner::default() }
             }
         };
-        let booting = node.group.guard().may_vote().is_err() && role.standing == Standing::Follower;
+        // A member that has just handed over may not vote either, and is a follower like any other.
+        let booting = matches!(
+            node.group.guard().may_vote(),
+            Err(VoteRefusal::Booting { .. } | VoteRefusal::Barred(_))
+        );
         let role = match role.standing {
             Standing::Leader | Standing::NewLeader => report::Role::Leader,
             Standing::Follower if booting && !owner.known => report::Role::Starting,
@@ -160,17 +165,33 @@ impl NodeDoor {
             let contact = roster.contact(&m.device).unwrap_or_default();
             let silence = if me { Some(Duration::ZERO) } else { contact.heard.map(|h| now.since(h)) };
             let reachable = silence.is_some_and(|s| s < silent);
+            let mut blocked = false;
+            let (says, incarnation) = match me {
+                // Nobody tells a device about itself.
+                true => {
+                    let unfit = self.node.unfit.borrow().as_ref().map(ToString::to_string);
+                    (unfit.unwrap_or_default(), Some(roster.incarnation))
+                }
+                false => (contact.unfit, contact.incarnation),
+            };
             let unfit = match (m.role.may_own(), reachable) {
                 (false, _) => "a witness votes and never owns".into(),
                 (true, false) => "not heard".into(),
                 (true, true) => match (record.drained.get(&m.device), record.may_claim(&m.device)) {
                     (Some(by), _) if !record.goes_on(&m.device) => format!("drained {by}"),
                     (_, Err(Refusal::Paused)) => "the site is paused".into(),
-                    (Some(by), _) if contact.unfit.is_empty() => format!("drained {by}"),
-                    _ => contact.unfit,
+                    (None, Err(why @ Refusal::BuildDiffers { .. })) if !record.is_held_by(&m.device) => {
+                        blocked = true;
+                        why.to_string()
+                    }
+                    (Some(by), _) if says.is_empty() => format!("drained {by}"),
+                    _ => says,
                 },
             };
             let sight = if me { roster.sight() } else { contact.sight };
+            // Of one that was not heard, what it last said to the site.
+            let said = record.builds.get(&m.device).map(|declared| declared.build.clone());
+            let build = if contact.version.is_empty() { said.unwrap_or_default() } else { contact.version };
             report::Member {
                 plant_seen: (sight.asked > 0).then_some(sight.seen),
                 device: m.device.to_string(),
@@ -179,7 +200,9 @@ impl NodeDoor {
                 reachable,
                 votes: reachable && has_vote(roster, &in_force, &m.device),
                 last_heard_ms: silence.map(millis),
-                build: if me { roster.build() } else { contact.version },
+                incarnation: incarnation.map_or_else(String::new, |life| life.to_string()),
+                build: if me { roster.build() } else { build },
+                build_blocks: blocked,
                 fit: unfit.is_empty(),
                 unfit_reason: (!unfit.is_empty()).then_some(unfit),
             }
@@ -205,7 +228,10 @@ impl NodeDoor {
 
     fn workload(&self) -> report::Workload {
         let observed = self.node.observed.borrow().clone();
+        let words = self.node.workload.words().map(|words| words.borrow().clone());
+        let starting = words.as_ref().is_some_and(|words| words.ready == Ready::Starting);
         let (text, pid, failures) = match &observed {
+            Observed::Running { pid, .. } if starting => ("starting".to_owned(), *pid, 0),
             Observed::Stopped => ("stopped".to_owned(), None, 0),
             Observed::Running { pid, .. } => ("running".to_owned(), *pid, 0),
             Observed::BackingOff { failures, last, .. } => (format!("backing off: {last}"), None, *failures),
@@ -218,6 +244,7 @@ impl NodeDoor {
             pid,
             failures,
             held_by: self.node.workload.held_by().map(|by| by.name().to_owned()),
+            says: words.and_then(|words| words.status),
         }
     }
 
@@ -350,7 +377,7 @@ impl NodeDoor {
             raised.push(Raised::new(Condition::DiskFailed, failure.error.clone()));
         }
         raised.extend(node.folder.borrow().iter().cloned());
-        raised.extend(builds_differ(members));
+        raised.extend(builds_differ(members, node.builds.policy()));
         let ailing = |(what, why): (&&'static str, &String)| {
             Raised::new(Condition::WorkloadUnhealthy, format!("{what}: {why}"))
         };
@@ -406,16 +433,21 @@ pub(super) fn pause_in_words(paused: &Note) -> String {
 }
 
 /// Those that may be asked to own shall run the same. Who was not heard yet is not counted.
-fn builds_differ(members: &[report::Member]) -> Option<Raised> {
+fn builds_differ(members: &[report::Member], policy: BuildPolicy) -> Option<Raised> {
     let told = members.iter().filter(|m| m.reachable && !m.build.is_empty() && m.role != "witness");
     let mut by_build: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     told.for_each(|m| by_build.entry(&m.build).or_default().push(&m.device));
-    if by_build.len() < 2 {
+    if by_build.len() < 2 || policy == BuildPolicy::Allow {
         return None;
     }
     let parts: Vec<String> =
         by_build.iter().map(|(build, devices)| format!("{build} on {}", devices.join(", "))).collect();
-    Some(Raised::new(Condition::BuildDiffers, parts.join("; ")))
+    let blocked: Vec<&str> = members.iter().filter(|m| m.build_blocks).map(|m| m.device.as_str()).collect();
+    let blocked = match blocked.as_slice() {
+        [] => String::new(),
+        devices => format!("; because of that does not own: {}", devices.join(", ")),
+    };
+    Some(Raised::new(Condition::BuildDiffers, parts.join("; ") + &blocked))
 }
 
 fn orders(record: &Record) -> report::Orders {
@@ -457,6 +489,7 @@ fn history(record: &Record) -> Vec<report::Change> {
         reason: c.reason.clone(),
         since_unix_ms: c.since_unix_ms,
         until_unix_ms: c.until_unix_ms,
+        build: c.build.clone(),
     };
     record.history.iter().rev().map(shown).collect()
 }

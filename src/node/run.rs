@@ -56,6 +56,9 @@ pub enum Failure {
 /// How long to wait until whatever an earlier life left running is certainly gone.
 const ORPHANS_LIMIT: Duration = Duration::from_secs(120);
 
+/// How often is said what leaving waits for.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
+
 /// How long a sidecar whose disk has failed stays to be seen.
 const LINGER: Duration = Duration::from_secs(60);
 
@@ -66,6 +69,8 @@ const LINGER: Duration = Duration::from_secs(60);
 /// [`Failure`].
 pub async fn run(config: Config) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| Failure::Trouble(e.to_string()))?;
+    // A terminal that is closed ends no sidecar, and nothing is read anew: what is noted here is not looked at.
+    let _hangup = signal(SignalKind::hangup()).map_err(|e| Failure::Trouble(e.to_string()))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Failure::Trouble(e.to_string()))?;
     while life(&config, &mut terminate, &mut interrupt).await? == End::StartsOver {
         folder::start_over(&config.storage.path, random()?, &BootClock)
@@ -131,6 +136,7 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
         .await
         .map_err(|e| Failure::Trouble(format!("consensus cannot start: {e:#}")))?;
     let node = Arc::new(node);
+    node.compare_builds(config.differing_builds);
 
     let mirror = hub.map(|(hub, settings)| node.mirror(hub, settings, dice.split()));
     let (module, ends) = module.map(|module| node.module(module, &config.hub, dice.split())).unzip();
@@ -149,7 +155,9 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
         }
     });
     if let Some(socket) = bound.gate {
-        tasks.spawn(control::gate::serve(socket, door.clone(), stop.clone()));
+        let node = node.clone();
+        let tell_of = move |why| node.ails("gate", why);
+        tasks.spawn(control::gate::serve(socket, door.clone(), tell_of, stop.clone()));
     }
     if let config::Workload::Gate { lease_file: Some(path), .. } = &config.workload {
         let (file, node) = (LeaseFile::at(path.clone()), node.clone());
@@ -195,6 +203,7 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     let left = node.leave();
     tokio::select! {
         () = left => {}
+        () = tell_of_waiting(&node) => {}
         _ = terminate.recv() => tracing::warn!("told twice: leaving at once"),
         _ = interrupt.recv() => tracing::warn!("told twice: leaving at once"),
     }
@@ -208,6 +217,26 @@ async fn life(config: &Config, terminate: &mut Signal, interrupt: &mut Signal) -
     }
     tracing::info!("left");
     ended.map(|(end, _)| end).map_err(|reason| Failure::Trouble(format!("consensus has stopped: {reason}")))
+}
+
+/// Says again and again why leaving takes so long.
+async fn tell_of_waiting(node: &Node) {
+    let mut tick = tokio::time::interval(TOLD_EVERY);
+    tick.tick().await;
+    loop {
+        tick.tick().await;
+        let workload = match &*node.observed.borrow() {
+            workload::Observed::Stopped => "it hands over".to_owned(),
+            workload::Observed::Running { pid: Some(pid), .. } => {
+                format!("the workload runs (process {pid})")
+            }
+            observed if observed.may_run() => "the workload has not ended".to_owned(),
+            _ => continue,
+        };
+        tracing::warn!(
+            "leaving takes its time: {workload}; a second signal leaves at once, and the fencer goes on"
+        );
+    }
 }
 
 fn may_pass(error: &std::io::Error) -> bool {
@@ -350,6 +379,7 @@ async fn open_workload(
         site_digest: config.site.digest(),
         members: others.map(|m| m.address.clone()).collect(),
         control_socket: config.control.socket.clone(),
+        notify: notify_socket(config),
         cgroup: true,
         adopts: workload::adopt(),
         timing: config.site.timing,
@@ -362,6 +392,13 @@ async fn open_workload(
         Failure::Trouble(format!("what an earlier sidecar left running cannot be ruled out: {e}"))
     })?;
     Ok((opened, kind))
+}
+
+/// Where a workload says that it is ready: beside the control socket, where another user can get to it more easily than into the data
+/// folder.
+fn notify_socket(config: &Config) -> std::path::PathBuf {
+    let beside = config.control.socket.as_deref().and_then(Path::parent);
+    beside.map_or_else(|| absolute(&config.storage.path), Path::to_owned).join("notify.sock")
 }
 
 fn absolute(path: &Path) -> std::path::PathBuf {

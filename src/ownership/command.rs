@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::record::Declared;
 use crate::{
     epoch::Epoch,
     id::{DeviceId, Incarnation},
@@ -48,6 +49,8 @@ pub enum Command {
     ConfirmMirror(ConfirmMirror),
     /// A twin shows an epoch that the site has not reached.
     RaiseFloor(RaiseFloor),
+    /// A device says what it runs.
+    DeclareBuild(DeclareBuild),
 }
 
 /// What makes a command of a person or a program be executed once.
@@ -77,7 +80,8 @@ impl Command {
             | Command::SetTiming(_)
             | Command::SettleTiming(_)
             | Command::ConfirmMirror(_)
-            | Command::RaiseFloor(_) => return None,
+            | Command::RaiseFloor(_)
+            | Command::DeclareBuild(_) => return None,
         };
         let Order { id, at_unix_ms, expires_unix_ms, .. } = *order;
         Some(Once { id, at_unix_ms, expires_unix_ms })
@@ -234,6 +238,15 @@ pub struct RaiseFloor {
     pub seen_in: String,
 }
 
+/// What a device runs from now on, as it says itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeclareBuild {
+    /// The device.
+    pub device: DeviceId,
+    /// What it says.
+    pub declared: Declared,
+}
+
 /// A change of the timing in use. Members promise for longer once they have this on disk, and the owner asks for longer
 /// once it has applied it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -339,6 +352,21 @@ pub enum Refusal {
         /// The drained device.
         device: DeviceId,
     },
+    /// The device runs something else than the site does, and does not own meanwhile.
+    #[error(
+        "{device} runs {build} and the site {site}: it does not own until they are the same, or somebody transfers to it"
+    )]
+    BuildDiffers {
+        /// The device.
+        device: DeviceId,
+        /// What it runs.
+        build: String,
+        /// What the site runs.
+        site: String,
+    },
+    /// A build without a name, or with one that is too long.
+    #[error("a build has a name of 1 to 128 bytes")]
+    NoBuild,
     /// No device would be left that may own.
     #[error("no device would be left that may own")]
     NoneLeft,

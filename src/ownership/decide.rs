@@ -147,6 +147,14 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// The sentence as the other devices tell it of `device`.
+    pub fn of(&self, device: &DeviceId) -> String {
+        let (own, sidecar) = (device.to_string(), format!("{device}'s sidecar"));
+        self.to_string().replacen("this device", &own, 1).replacen("this sidecar", &sidecar, 1)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

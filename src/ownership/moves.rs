@@ -216,15 +216,19 @@ impl Moves {
         for pair in history.windows(2) {
             let [before, change] = pair else { continue };
             let known = self.newest.is_some_and(|newest| change.epoch <= newest);
-            let moved = change.device != before.device
-                && change.actor.is_empty()
-                && change.cause != Cause::OwnerRestarted;
+            // One that came to nothing has stopped the workload as well.
+            let moved = change.device != before.device || change.cause == Cause::HandoverFailed;
+            let moved = moved && change.actor.is_empty() && change.cause != Cause::OwnerRestarted;
             if known || !moved {
                 continue;
             }
             let at = match self.newest {
                 Some(_) => Some(o.now),
-                None => o.unix_ms.checked_sub(change.since_unix_ms).map(|age| o.now.before(millis(age))),
+                // The boot clock may be younger than that.
+                None => {
+                    let age = o.unix_ms.checked_sub(change.since_unix_ms).map(millis);
+                    age.filter(|age| *age < HOUR).map(|age| o.now.before(age))
+                }
             };
             self.changes.extend(at);
         }

@@ -8,10 +8,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+mod builds;
 mod handled;
 mod mirrored;
 mod orders;
 
+pub use self::builds::{BUILD_MAX, BuildPolicy, Declared};
 use self::handled::Handled;
 pub use self::handled::{HANDLED_MAX, HANDLED_SPARE};
 pub use self::mirrored::{FLOOR_AHEAD, Mirrored};
@@ -143,6 +145,9 @@ pub struct Change {
     pub since_unix_ms: u64,
     /// When it ended, by the wall clock of whoever ended it; `None` while it lasts.
     pub until_unix_ms: Option<u64>,
+    /// What the device ran as it took over; empty if it had not said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub build: String,
 }
 
 /// The replicated record of one site.
@@ -177,6 +182,9 @@ pub struct Record {
     /// The least stretch of the timing that a person allows, in hundredths.
     #[serde(default)]
     pub least_stretch: Option<u32>,
+    /// What each device runs, as far as it has said.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub builds: BTreeMap<DeviceId, Declared>,
     /// What the twins were last known to show.
     #[serde(default)]
     pub mirrored: Option<Mirrored>,
@@ -203,6 +211,7 @@ impl Record {
             drained: BTreeMap::new(),
             preferred: None,
             least_stretch: None,
+            builds: BTreeMap::new(),
             mirrored: None,
             floor: Epoch::ZERO,
             once: Handled::default(),
@@ -243,6 +252,7 @@ impl Record {
             Command::LimitTiming(limit) => self.limit_timing(limit),
             Command::ConfirmMirror(confirmed) => self.confirm_mirror(confirmed),
             Command::RaiseFloor(raise) => self.raise_floor(raise),
+            Command::DeclareBuild(declare) => self.declare_build(declare),
         }
     }
 
@@ -319,6 +329,10 @@ impl Record {
             }
             (Cause::HandedOver | Cause::HandoverFailed, Some(handover)) => (handover.actor, handover.reason),
             (Cause::HandedOver, None) => (String::new(), own.unwrap_or_else(|| cause.sentence().to_owned())),
+            // Nobody else was there to name, or it did not come: why the owner gave up is true all the same.
+            (Cause::HandoverFailed | Cause::OwnerLeft, _) if own.is_some() => {
+                (String::new(), format!("{}: {}", cause.sentence(), own.unwrap_or_default()))
+            }
             _ => (String::new(), cause.sentence().to_owned()),
         };
         self.close_history(claim.at_unix_ms);
@@ -330,6 +344,7 @@ impl Record {
             reason,
             since_unix_ms: claim.at_unix_ms,
             until_unix_ms: None,
+            build: self.builds.get(&claim.device).map(|it| it.build.clone()).unwrap_or_default(),
         });
         if self.history.len() > HISTORY_MAX {
             self.history.pop_front();

@@ -53,6 +53,9 @@ pub enum Last {
     /// Somebody has drained it.
     #[error("it is drained")]
     Drained,
+    /// It runs something else than the site does, and does not own meanwhile.
+    #[error("it runs another build than the site")]
+    BuildDiffers,
     /// The site is paused, and it is not the device that owned last.
     #[error("the site is paused")]
     Paused,
@@ -218,9 +221,11 @@ impl CandidacyLoop {
             _ => now,
         };
         turns.led = Some((ballot, since));
+        let unwell = matches!(*self.unfit.borrow(), Some(Unfit::Unwell(_)));
         let barren = roster.site.member(&roster.me).is_some_and(|m| m.role.may_own())
-            && applied.record.may_claim(&roster.me).is_err();
-        let recent = self.group.timing().refusal();
+            && (unwell || applied.record.may_claim(&roster.me).is_err());
+        // A leader that is not well itself asks for no promises, so no more than greetings may come from it.
+        let recent = self.group.timing().refusal().max(if unwell { PRESENT } else { Duration::ZERO });
         let heard = roster.contacts().get(&ballot.node).and_then(|contact| contact.heard);
         let there = ballot.node != roster.node && heard.is_some_and(|heard| now.since(heard) < recent);
         // Looked at again now and then: it may go.
@@ -258,6 +263,8 @@ impl CandidacyLoop {
         let barred = record.may_claim(me);
         if matches!(barred, Err(Refusal::Drained { .. })) {
             Some(Last::Drained)
+        } else if matches!(barred, Err(Refusal::BuildDiffers { .. })) {
+            Some(Last::BuildDiffers)
         } else if barred == Err(Refusal::Paused) {
             Some(Last::Paused)
         } else if matches!(*self.unfit.borrow(), Some(Unfit::Strained(_))) {

@@ -7,7 +7,7 @@
 
 mod parse;
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use ring::digest;
 use serde_json::{Value, json};
@@ -53,6 +53,31 @@ pub enum Order {
     Prefer(Option<DeviceId>),
     /// The timing gets no narrower than so many hundredths of the configured one; `None` lifts that.
     Timing(Option<u32>),
+}
+
+impl fmt::Display for Order {
+    /// As it is written on the command line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Order::Transfer(None) => f.write_str("transfer"),
+            Order::Transfer(Some(to)) => write!(f, "transfer --to {to}"),
+            Order::Pause(None) => f.write_str("pause"),
+            Order::Pause(Some(time)) => write!(f, "pause --for {}s", time.as_secs()),
+            Order::Resume => f.write_str("resume"),
+            Order::Drain(device) => write!(f, "drain {device}"),
+            Order::Undrain(device) => write!(f, "undrain {device}"),
+            Order::DrainExactly(devices) => {
+                let names: Vec<&str> = devices.iter().map(DeviceId::as_str).collect();
+                write!(f, "drain exactly [{}]", names.join(", "))
+            }
+            Order::Prefer(None) => f.write_str("prefer --none"),
+            Order::Prefer(Some(device)) => write!(f, "prefer {device}"),
+            Order::Timing(None) => f.write_str("timing as configured"),
+            Order::Timing(Some(least)) => {
+                write!(f, "timing at least {} times as long", f64::from(*least) / 100.0)
+            }
+        }
+    }
 }
 
 /// An order with everything that is said about it.

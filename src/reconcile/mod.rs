@@ -2,6 +2,7 @@
 //! out (only the lease's type is shared).
 
 pub mod backoff;
+pub mod builds;
 pub mod candidacy;
 pub mod commands;
 pub mod contact;

@@ -165,7 +165,7 @@ impl OwnershipLoop {
                     incarnation: roster.incarnation,
                     epoch: *epoch,
                     successor: successor.clone(),
-                    reason: decision.reason.to_string(),
+                    reason: decision.reason.of(&roster.me),
                     at_unix_ms: self.clock.wall_ms(),
                 };
                 memory.proposed = Some(*epoch);
@@ -253,20 +253,18 @@ impl OwnershipLoop {
     }
 
     /// The member to hand over to if this device has to give up: of the candidates that are reachable and fit, the first that sees
-    /// no less of the plant than another. Who was heard just now goes before who may have been lost a moment ago.
+    /// no less of the plant than another.
     fn best_other(&self, record: &Record, now: Moment) -> Option<DeviceId> {
         let (roster, timing) = (self.group.roster(), self.group.timing());
-        let mut best: Option<(&DeviceId, bool, Sight)> = None;
+        let mut best: Option<(&DeviceId, Sight)> = None;
         for device in record.candidates().into_iter().filter(|device| **device != roster.me) {
             let Some(contact) = roster.contact(device).filter(|c| c.may_take_over(now, &timing)) else {
                 continue;
             };
+            // An owner hears the others all the time: who was not heard just now may have been lost a moment ago.
             let there = contact.heard.is_some_and(|heard| now.since(heard) < timing.refusal());
-            let better = best.is_none_or(|(_, best_there, sight)| {
-                there && !best_there || there == best_there && contact.sight.is_better_than(sight)
-            });
-            if better {
-                best = Some((device, there, contact.sight));
+            if there && best.is_none_or(|(_, sight)| contact.sight.is_better_than(sight)) {
+                best = Some((device, contact.sight));
             }
         }
         best.map(|(device, ..)| device.clone())

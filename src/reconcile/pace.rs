@@ -26,6 +26,7 @@ use crate::{
     },
     raft::{Group, peer::Contact, vote_guard::Ballot},
     timing::Timing,
+    workload::Observed,
 };
 
 const PERIOD: Duration = Duration::from_millis(500);
@@ -47,6 +48,8 @@ pub struct PaceLoop {
     pub unfit: watch::Sender<Option<Unfit>>,
     /// Why the workload cannot work on this device, by what was found to fail.
     pub ailments: watch::Receiver<Ailments>,
+    /// What is observed of the workload.
+    pub observed: watch::Receiver<Observed>,
     /// What the workload fails on this device, if it does.
     pub failing: watch::Receiver<Option<String>>,
     /// How willingly the ownership moves.
@@ -76,6 +79,7 @@ struct Steady {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Words {
     Unwell,
+    NotStopped,
     Failing,
     Drained,
     Strained,
@@ -154,10 +158,11 @@ impl PaceLoop {
         let changed = since(&mut steady.version, pace.version, now);
         let owned = since(&mut steady.owns, owns, now);
         let fit = self.fit_others(&applied.record, now);
-        let other_fit = !fit.is_empty();
         // An owner hears the others all the time. Who is lost is fit for some time yet, but nobody to give way to.
-        let others = fit.into_iter().filter(|(_, contact)| is_heard(contact, now, &timing));
-        let others = others.map(|(device, contact)| (device, contact.sight)).collect();
+        let (any_fit, others) = (!fit.is_empty(), fit.into_iter());
+        let others = others.filter(|(_, contact)| is_heard(contact, now, &timing));
+        let others: BTreeMap<_, _> = others.map(|(device, contact)| (device, contact.sight)).collect();
+        let other_fit = if owns { !others.is_empty() } else { any_fit };
         self.meter.note(|v| v.write.note(now, self.group.slowest_write()));
         let Advice { strain, stretch } = advise(
             &self.meter.read(),
@@ -199,7 +204,9 @@ impl PaceLoop {
             _ => strain.filter(|_| other_fit && settled && !(owns && paused)).map(Unfit::Strained),
         };
         let failing = failing.map(Unfit::GivesWay);
-        self.declare(steady, strain, unwell.as_ref().or(failing.as_ref()).or(drained.as_ref()));
+        // Nobody gives way to a device that may not claim before its own workload's end is confirmed, which may be never.
+        let stopped = owns || *self.observed.borrow() == Observed::Stopped;
+        self.declare(steady, (strain, stopped), unwell.as_ref().or(failing.as_ref()).or(drained.as_ref()));
         self.give_way(strain, goes);
         if !leads {
             return None;
@@ -242,8 +249,9 @@ impl PaceLoop {
     }
 
     /// What the others are told of this device, once it changes.
-    fn declare(&self, steady: &mut Steady, strain: Option<Strain>, unfit: Option<&Unfit>) {
+    fn declare(&self, steady: &mut Steady, (strain, stopped): (Option<Strain>, bool), unfit: Option<&Unfit>) {
         let words = match (unfit, strain) {
+            _ if !stopped => Some((Words::NotStopped, "its workload is not confirmed stopped".to_owned())),
             (Some(why @ Unfit::Unwell(_)), _) => Some((Words::Unwell, why.to_string())),
             (Some(why @ Unfit::GivesWay(_)), _) => Some((Words::Failing, why.to_string())),
             (Some(why), _) => Some((Words::Drained, why.to_string())),

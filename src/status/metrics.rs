@@ -171,7 +171,7 @@ impl Metrics {
         );
         r.register(
             "workload_up",
-            "1 if the workload was observed running on this device",
+            "1 if the workload was observed running on this device, and has said that it is ready if it has to",
             states.workload_up.clone(),
         );
         r.register(

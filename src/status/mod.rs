@@ -12,5 +12,6 @@ pub mod report;
 pub mod ring;
 pub mod server;
 mod stream;
+pub mod update;
 pub(crate) mod watch;
 pub mod word;

@@ -48,7 +48,7 @@ impl Told {
         let slot = self.slots.clone().try_acquire_owned().ok()?;
         let told = tell(self.door.permits(), self.door.clock(), slot, self.stop.clone());
         let door = self.door.clone();
-        Some(told.map(move |(permit, now)| Word::of(&*door, permit, now)))
+        Some(told.map(move |(permit, _)| Word::of(&*door, permit)))
     }
 }
 

@@ -154,8 +154,12 @@ pub struct Member {
     pub votes: bool,
     /// Milliseconds since it was last heard; absent if never.
     pub last_heard_ms: Option<u64>,
-    /// Its sidecar's version; empty if never heard.
+    /// What it runs: its sidecar's version, `+`, and the fingerprint of its workload and configuration; empty if it never said.
     pub build: String,
+    /// The life of its sidecar that was heard last; empty if never heard.
+    pub incarnation: String,
+    /// Whether it does not own because that differs from what the site runs.
+    pub build_blocks: bool,
     /// Whether it could own now.
     pub fit: bool,
     /// Why not.
@@ -208,7 +212,7 @@ pub struct Vitals {
 pub struct Workload {
     /// `process` or `none`.
     pub kind: String,
-    /// `stopped`, `running`, `backing-off` or `stopping`.
+    /// `stopped`, `starting` (its program runs, and has not said yet that it is ready), `running`, `backing off: REASON` or `stopping`.
     pub observed: String,
     /// The epoch it was started with.
     pub epoch: Option<u64>,
@@ -219,6 +223,8 @@ pub struct Workload {
     /// What keeps its processes together: `cgroup` or `reaper` (the fencer, which orphans become children of); absent until that
     /// is known, and where nothing is started.
     pub held_by: Option<String>,
+    /// What it says of itself (`STATUS=` of sd_notify), if it runs and has said anything.
+    pub says: Option<String>,
 }
 
 /// The mirror into IoT Hub.
@@ -345,6 +351,8 @@ pub struct Change {
     pub since_unix_ms: u64,
     /// When it ended; absent while it lasts.
     pub until_unix_ms: Option<u64>,
+    /// What the device ran as it took over; empty if it had not said.
+    pub build: String,
 }
 
 /// A sidecar that was refused.

@@ -27,9 +27,9 @@ pub struct Word {
 }
 
 impl Word {
-    /// What a permit, which is good at `now`, comes to.
-    pub fn of(door: &dyn Door, permit: Permit, now: Moment) -> Word {
-        let until = permit.active.then(|| boottime_within(permit.until.since(now)));
+    /// What a permit comes to.
+    pub fn of(door: &dyn Door, permit: Permit) -> Word {
+        let until = permit.active.then(|| boottime_within(permit.until, &*door.clock()));
         Word {
             active: permit.active,
             epoch: permit.epoch.get(),
@@ -44,7 +44,7 @@ impl Word {
     pub fn last(door: &dyn Door) -> Word {
         let permit = door.permits().borrow().clone();
         let reason = "this sidecar has ended".into();
-        Word::of(door, Permit { active: false, reason, ..permit }, Moment::from_nanos(0))
+        Word::of(door, Permit { active: false, reason, ..permit })
     }
 
     /// `owner EPOCH UNTIL_BOOTTIME_NS` or `standby EPOCH REASON`, with its end of line.

@@ -8,8 +8,10 @@
 //! It only ever adds. A workload that runs as the sidecar's user can move itself out again on purpose, and many places
 //! have no writable cgroup; the reaper is there in any case, and the end is only reported when both say so.
 //!
-//! The cgroup lies below the sidecar's own and enables no controller, so limits of the sidecar's hold for both. Its name
-//! is that of the data folder. [`place`] is the decision, from what `/proc` says; the rest is a thin edge.
+//! The cgroup lies below the sidecar's own, so limits of the sidecar's hold for both. Controllers are enabled only where the workload has
+//! limits of its own. The kernel allows that only where the upper cgroup holds no process, so the sidecar and its fencer
+//! move into another one beside the workload's ([`SIDECAR`]); with any third process in it there are no controllers.
+//! The cgroup's name is that of the data folder. [`place`] is the decision, from what `/proc` says; the rest is a thin edge.
 
 use std::{
     fs::{self, OpenOptions},
@@ -17,7 +19,12 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal};
+
+use super::limits::Line;
+
+/// The cgroup that the sidecar moves to if the workload's needs controllers.
+const SIDECAR: &str = "quorate-sidecar";
 
 /// The name of the cgroup for the data folder with this mark.
 pub(super) fn name(mark: &str) -> String {
@@ -87,19 +94,64 @@ impl Cgroup {
     /// # Errors
     /// Why there is none here.
     pub(super) fn make(mark: &str) -> Result<Cgroup, String> {
-        let not = |what: &str, at: &Path, e: &io::Error| format!("cannot {what} {}: {e}", at.display());
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let parent = place(&own, &mounts).ok_or("no writable cgroup2 mount shows this process")?;
-        // Who may not write here cannot move a process from here into another cgroup.
-        let procs = parent.join("cgroup.procs");
-        OpenOptions::new().write(true).open(&procs).map_err(|e| not("write", &procs, &e))?;
+        let parent = Self::parent()?;
         let name = name(mark);
         let dir = parent.join(&name);
         match fs::create_dir(&dir) {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(not("make", &dir, &e)),
             _ => Ok(Cgroup { dir, name }),
         }
+    }
+
+    /// Where it would be made.
+    fn parent() -> Result<PathBuf, String> {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = place(&own, &mounts).ok_or("no writable cgroup2 mount shows this process")?;
+        // Who may not write here cannot move a process from here into another cgroup.
+        let procs = own.join("cgroup.procs");
+        OpenOptions::new().write(true).open(&procs).map_err(|e| not("write", &procs, &e))?;
+        match own.parent() {
+            Some(above) if own.ends_with(SIDECAR) => Ok(above.to_owned()),
+            _ => Ok(own),
+        }
+    }
+
+    /// The controllers that may be enabled for it.
+    ///
+    /// # Errors
+    /// Why there is no cgroup here.
+    pub(super) fn offered() -> Result<Vec<String>, String> {
+        Self::parent().map(|parent| controllers(&parent))
+    }
+
+    /// Limits all that is in it, whatever it takes to have the controller.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub(super) fn limit(&self, (controller, file, line): &Line) -> Result<(), String> {
+        let parent = self.dir.parent().ok_or("a cgroup without one above it")?;
+        let file = self.dir.join(file);
+        if !file.exists() {
+            if !controllers(parent).iter().any(|name| name == controller) {
+                return Err(format!("the sidecar's cgroup has no controller {controller}"));
+            }
+            let (enabled, plus) = (parent.join("cgroup.subtree_control"), format!("+{controller}"));
+            let outcome = match write(&enabled, &plus) {
+                Err(e) if e.kind() == ErrorKind::ResourceBusy => {
+                    make_room(parent)?;
+                    write(&enabled, &plus)
+                }
+                outcome => outcome,
+            };
+            outcome.map_err(|e| not("write", &enabled, &e))?;
+        }
+        write(&file, line).map_err(|e| not("write", &file, &e))
+    }
+
+    /// Takes away a limit that an earlier life has left.
+    pub(super) fn unlimit(&self, file: &str, line: &str) {
+        let _ = write(&self.dir.join(file), line);
     }
 
     /// Where it lies.
@@ -161,6 +213,35 @@ impl Cgroup {
         }
         all
     }
+}
+
+fn controllers(dir: &Path) -> Vec<String> {
+    let text = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Empties the upper cgroup, if nobody is in it but this fencer and its sidecar.
+fn make_room(parent: &Path) -> Result<(), String> {
+    let leaf = parent.join(SIDECAR);
+    let procs = fs::read_to_string(parent.join("cgroup.procs")).unwrap_or_default();
+    let ours = [Some(getpid()), getppid()].map(|pid| pid.map(|pid| pid.as_raw_nonzero().to_string()));
+    let ours = |pid: &&str| ours.iter().flatten().any(|own| own == pid);
+    if let Some(other) = procs.lines().find(|pid| !ours(pid)) {
+        return Err(format!(
+            "process {other} is in the sidecar's cgroup ({}), which must hold nothing else",
+            parent.display()
+        ));
+    }
+    match fs::create_dir(&leaf) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(not("make", &leaf, &e)),
+        _ => {}
+    }
+    let there = leaf.join("cgroup.procs");
+    procs.lines().try_for_each(|pid| write(&there, pid)).map_err(|e| not("write", &there, &e))
+}
+
+fn not(what: &str, at: &Path, e: &io::Error) -> String {
+    format!("cannot {what} {}: {e}", at.display())
 }
 
 /// Moves this process into the cgroup at `dir`.

@@ -3,11 +3,11 @@
 //! It asks the questions that matter at the worst moment: does it start, stay, end when it is told to, end at a deadline that nobody
 //! moves (as when the sidecar is frozen), and leave nothing behind. Nothing is simulated: the same door, the same fencer.
 
-use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Context, Grant, Observed, ProcessWorkload, Settings, Workload as _, orphans};
+use super::{Context, Grant, Observed, ProcessWorkload, Ready, Settings, Workload as _, link, orphans};
 use crate::{
     clock::{Clock, Moment, sleep_until},
     epoch::Epoch,
@@ -23,7 +23,7 @@ const BEHIND: Duration = Duration::from_millis(50);
 /// One question and its answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Grade {
-    /// The question, in a word or two: `starts`, `stays`, `stops when told`, `leaves nothing`, `stops at its deadline`.
+    /// The question, in a word or two: `keeps its limits`, `starts`, `says it is ready`, `passes its probes`, `stays`, `stops when told`, `leaves nothing`, `stops at its deadline`.
     pub what: &'static str,
     /// Whether it does.
     pub passed: bool,
@@ -32,14 +32,15 @@ pub struct Grade {
 }
 
 impl Grade {
-    fn new(what: &'static str, how: Result<String, String>) -> Grade {
+    /// The answer, and how it came about or what is wrong.
+    pub fn new(what: &'static str, how: Result<String, String>) -> Grade {
         let passed = how.is_ok();
         Grade { what, passed, how: how.unwrap_or_else(|how| how) }
     }
 }
 
 /// Runs the workload that `settings` describe, twice: for `run_for` under a lease that is renewed until it is told to stop, then until its deadline.
-/// `tell` hears what is going on. Nothing of it runs when this returns.
+/// `ask` asks it, once it is ready, whatever else is to be graded; `tell` hears what is going on. Nothing of it runs when this returns.
 ///
 /// # Errors
 /// Why it could not be tried at all.
@@ -47,15 +48,19 @@ pub async fn examine(
     settings: &Settings,
     context: Context,
     run_for: Duration,
+    ask: impl Future<Output = Option<Grade>>,
     tell: impl Fn(&str),
 ) -> Result<Vec<Grade>, String> {
     let (clock, timing) = (context.clock.clone(), context.timing);
     let (hold, grace) = (timing.hold(), timing.stop_grace());
     let kill_after = settings.kill_after(&timing);
-    let mark = mark(&context.data).map_err(|e| format!("{}: {e}", context.data.display()))?;
+    let mark = link::mark(&context.data).map_err(|e| format!("{}: {e}", context.data.display()))?;
     let workload = ProcessWorkload::new(settings, context);
     workload.ensure_none_running(clock.now() + READY).await.map_err(|e| e.to_string())?;
     let mut grades = Vec::new();
+    if !settings.limits.is_empty() {
+        grades.push(Grade::new("keeps its limits", settings.limits.ways(settings.user)));
+    }
 
     tell("starting it");
     let begun = clock.now();
@@ -70,6 +75,22 @@ pub async fn examine(
         return Ok(grades);
     }
 
+    let (ready, asked) = {
+        let keep = keep(&workload, &*clock, hold);
+        tokio::pin!(keep);
+        tokio::select! {
+            biased;
+            answers = async {
+                let ready = says_so(&workload, settings).await;
+                let asked = if ready.is_ok() { ask.await } else { None };
+                (ready, asked)
+            } => answers,
+            () = &mut keep => (Err("it could not be asked".into()), None),
+        }
+    };
+    grades.push(Grade::new("says it is ready", ready));
+    grades.extend(asked);
+
     tell(&format!("letting it run for {} s", run_for.as_secs()));
     grades.push(Grade::new("stays", stays(&workload, &*clock, hold, run_for).await));
 
@@ -81,12 +102,7 @@ pub async fn examine(
     let begun = clock.now();
     let (ended, behind) = {
         let stop = workload.stop();
-        let keep = async {
-            loop {
-                workload.extend(clock.now() + hold);
-                tokio::time::sleep(hold / 4).await;
-            }
-        };
+        let keep = keep(&workload, &*clock, hold);
         let watch = left_behind(&mark, pid);
         tokio::pin!(watch);
         let mut behind = None;
@@ -164,10 +180,42 @@ fn epoch(n: u64) -> Epoch {
     Epoch::new(n).unwrap_or(Epoch::ZERO)
 }
 
-/// What a fencer on this folder marks its workload with.
-fn mark(data: &Path) -> std::io::Result<String> {
-    let folder = std::fs::metadata(std::fs::canonicalize(data)?)?;
-    Ok(format!("{:x}-{:x}", folder.dev(), folder.ino()))
+/// Renews the lease for ever.
+async fn keep(workload: &ProcessWorkload, clock: &dyn Clock, hold: Duration) {
+    loop {
+        workload.extend(clock.now() + hold);
+        tokio::time::sleep(hold / 4).await;
+    }
+}
+
+/// Whether it says in time that it is ready, if it has to.
+async fn says_so(workload: &ProcessWorkload, settings: &Settings) -> Result<String, String> {
+    let (Some(mut words), Some(demand)) = (workload.words(), settings.ready) else {
+        return Ok("it is not asked: workload.ready is \"started\"".into());
+    };
+    let mut observed = workload.observe();
+    loop {
+        match words.borrow_and_update().ready.clone() {
+            Ready::Ready { after } => {
+                return Ok(format!("it said so {} ms after its start", after.as_millis()));
+            }
+            Ready::Fails(why) => {
+                return Err(format!(
+                    "{why}; let it send READY=1 to NOTIFY_SOCKET, or make workload.ready_within longer than {} ms",
+                    demand.within.as_millis()
+                ));
+            }
+            Ready::Absent | Ready::Starting => {}
+        }
+        if let Observed::BackingOff { last, .. } = &*observed.borrow_and_update() {
+            return Err(format!("it ended before it said so: {last}"));
+        }
+        tokio::select! {
+            Ok(()) = words.changed() => {}
+            Ok(()) = observed.changed() => {}
+            else => return Err("its fencer is gone".into()),
+        }
+    }
 }
 
 /// Whether it runs all the time while its lease is renewed.

@@ -53,6 +53,7 @@ use super::{
     fence::{Deed, Fence, Input},
     footing::Footing,
     holder,
+    limits::Rlimits,
     orders::Orders,
     orphans, receipt,
     shim::{Shim, Word},
@@ -108,6 +109,8 @@ struct Fencer {
     fence: Fence,
     footing: Footing,
     cgroup: Option<Cgroup>,
+    /// What limits the workload besides its cgroup, or why its limits cannot be kept: then it is not started.
+    rlimits: Result<Rlimits, Text>,
     main: Option<Shim>,
     /// Ready to become the main process. There is none while anything may run.
     waiting: Option<Shim>,
@@ -168,9 +171,11 @@ impl Fencer {
             }
             sidecar.idle(pause)?;
         }
+        let within = cgroup.as_ref().map_err(String::as_str);
+        let rlimits = orders.limits.apply(within, orders.user).map_err(Text::new);
         let footing = Footing::take();
         let cgroup = cgroup.map_err(|why| sidecar.tell(&Event::Loose { why: Text::new(why) })).ok();
-        let undo = Undo::first(&orders, &mut sidecar)?;
+        let undo = Undo::first(&orders, footing, &mut sidecar)?;
         sidecar.tell(&Event::Ready);
         let fence = Fence::new(orders.kill_after, orders.stop_timeout);
         Ok(Fencer {
@@ -180,6 +185,7 @@ impl Fencer {
             fence,
             footing,
             cgroup,
+            rlimits,
             main: None,
             waiting: None,
             waits_in_vain: false,
@@ -286,8 +292,9 @@ impl Fencer {
     }
 
     fn shim(&self, waits: bool) -> Result<Shim, Text> {
+        let rlimits = self.rlimits.clone()?;
         self.cgroup.as_ref().inspect(|cgroup| cgroup.thaw());
-        Shim::start(&self.orders, self.cgroup.as_ref().map(Cgroup::dir), self.footing, waits)
+        Shim::start(&self.orders, self.cgroup.as_ref().map(Cgroup::dir), self.footing, rlimits, waits)
     }
 
     /// While nothing runs, has a shim move into the cgroup, so that a start need not wait for that.

@@ -26,7 +26,7 @@ use std::{
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-use super::{cgroup, fencer::SELF, footing::Footing, user::User, wire::Text};
+use super::{cgroup, fencer::SELF, footing::Footing, limits::Rlimits, user::User, wire::Text};
 
 /// What the shim says first when it is in the workload's cgroup.
 pub(super) const INSIDE: &str = "inside";
@@ -42,19 +42,34 @@ pub(super) fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     ExitCode::from(127)
 }
 
+/// The same for what undoes the workload; `args` are those after the word `fencer-undo`: the standing to go back to, then as in [`main`].
+pub(super) fn undo(mut args: impl Iterator<Item = OsString>) -> ExitCode {
+    if let Some(footing) = args.next().and_then(|arg| Footing::from_arg(&arg)) {
+        footing.give_back();
+    }
+    main(args)
+}
+
 /// The same in two steps; `args` are those after the word `fencer-shim` or `fencer-wait`: the standing to go back to, the
-/// cgroup to move to and the user to become (each empty for none), then as in [`main`]. The epoch comes through the socket.
+/// cgroup to move to and the user to become (each empty for none), the limits to take, then as in [`main`]. The epoch comes through the socket.
 pub(super) fn shim(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(mut report) = report() else { return ExitCode::from(126) };
     let footing = args.next().and_then(|arg| Footing::from_arg(&arg));
     let dir = args.next().map(PathBuf::from).unwrap_or_default();
     let user = args.next().unwrap_or_default();
-    let why = match (footing, tie(&mut args)) {
+    let rlimits = args.next().and_then(|arg| Rlimits::from_arg(arg.to_str()?));
+    let why = match (footing.zip(rlimits), tie(&mut args)) {
         (None, _) => "the shim was called by hand".into(),
         (_, Err(why)) => why,
-        (Some(footing), Ok(())) => {
+        (Some((footing, rlimits)), Ok(())) => {
             footing.give_back();
-            let place = match cgroup::enter(&dir) {
+            let entered = if dir.as_os_str().is_empty() { Ok(()) } else { cgroup::enter(&dir) };
+            let limited = match &entered {
+                // Outside of it the program would have no limits.
+                Err(e) if rlimits.inside => Err(format!("workload.limits: cannot enter the cgroup: {e}")),
+                _ => Ok(()),
+            };
+            let place = match entered {
                 _ if dir.as_os_str().is_empty() => String::new(),
                 Ok(()) => format!("{INSIDE}\n"),
                 Err(e) => format!("{OUTSIDE}{}\n", Text::new(e.to_string())),
@@ -62,6 +77,12 @@ pub(super) fn shim(mut args: impl Iterator<Item = OsString>) -> ExitCode {
             let mut epoch = String::new();
             let told = report.write_all(place.as_bytes());
             match told.and_then(|()| BufReader::new(&report).read_line(&mut epoch)) {
+                Ok(n)
+                    if n > 0
+                        && let Err(why) = limited.and_then(|()| rlimits.take()) =>
+                {
+                    why
+                }
                 Ok(n) if n > 0 && !user.is_empty() => become_user(&user, args, epoch.trim_end()),
                 Ok(n) if n > 0 => become_workload(args, Some(epoch.trim_end())),
                 // Nobody wants a workload any more.

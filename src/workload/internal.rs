@@ -12,6 +12,7 @@ pub fn internal_command() -> Option<ExitCode> {
     match args.next()?.to_str()? {
         "fencer" => Some(fencer::main(args)),
         "fencer-exec" => Some(fencer_exec::main(args)),
+        "fencer-undo" => Some(fencer_exec::undo(args)),
         "fencer-shim" | "fencer-wait" => Some(fencer_exec::shim(args)),
         "workload-runner" => Some(runner::run(args)),
         "workload-undo" => Some(runner::undo(args)),

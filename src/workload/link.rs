@@ -9,6 +9,7 @@ use std::{
         fd::OwnedFd,
         unix::{fs::MetadataExt, process::CommandExt},
     },
+    path::Path,
     process::Stdio,
     sync::Arc,
 };
@@ -26,6 +27,13 @@ use super::{
     wire::{Command, Event, Lines},
 };
 use crate::{clock::Moment, epoch::Epoch};
+
+/// What a fencer on this data folder marks its workload with.
+pub(super) fn mark(data: &Path) -> std::io::Result<String> {
+    // Two containers may see different folders under one path, but never share a folder's number.
+    let folder = std::fs::metadata(data)?;
+    Ok(format!("{:x}-{:x}", folder.dev(), folder.ino()))
+}
 
 /// A running fencer.
 #[derive(Debug)]
@@ -51,11 +59,9 @@ impl Link {
         after_session: Option<i32>,
     ) -> std::io::Result<Link> {
         let data = std::fs::canonicalize(&context.data)?;
-        let folder = std::fs::metadata(&data)?;
         let orders = Orders {
             lock: data.join(LOCK_FILE),
-            // Two containers may see different folders under one path, but never share a folder's number.
-            mark: format!("{:x}-{:x}", folder.dev(), folder.ino()),
+            mark: mark(&data)?,
             kill_after: settings.kill_after(&context.timing),
             stop_timeout: settings.stop_timeout,
             outlives: context.timing.hold() + context.timing.stop_grace(),
@@ -66,6 +72,7 @@ impl Link {
             members: context.members.clone(),
             dir: settings.working_dir.clone(),
             user: settings.user,
+            limits: settings.limits,
             undo: settings.undo.iter().map(Into::into).collect(),
             command: settings.command.iter().map(Into::into).collect(),
         };

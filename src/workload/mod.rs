@@ -15,8 +15,10 @@ pub mod fingerprint;
 mod footing;
 mod holder;
 mod internal;
+mod limits;
 mod link;
 pub mod none;
+mod notify;
 mod open;
 mod orders;
 mod orphans;
@@ -24,6 +26,7 @@ mod output;
 pub mod process;
 mod program;
 mod pulse;
+mod readiness;
 mod receipt;
 mod runner;
 pub mod runtime;
@@ -46,11 +49,13 @@ use crate::{clock::Moment, epoch::Epoch, seal::Seal};
 pub use self::{
     asked::ask_command,
     internal::internal_command,
+    limits::Limits,
     none::OwnershipOnly,
     open::{Opened, open},
     orphans::adopt,
     process::{Context, ProcessWorkload},
     program::find_program,
+    readiness::{Demand, Ready},
     settings::{Kind, STOP_TIMEOUT, Settings},
     ticker::EVERY as TICK_EVERY,
     user::User,
@@ -113,6 +118,15 @@ pub struct Grant {
     pub epoch: Epoch,
     /// From here on it is being stopped, whatever else happens; all of it is gone `stop_grace` later.
     pub until: Moment,
+}
+
+/// What a workload says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Words {
+    /// Whether it is ready.
+    pub ready: Ready,
+    /// What it is at, in its own words; at most 300 bytes on one line.
+    pub status: Option<String>,
 }
 
 /// What keeps a workload's processes together, so that none outlives its end.
@@ -188,6 +202,17 @@ pub trait Workload: Send + Sync + 'static {
     /// The seal for the next claim; the start under the epoch that it wins hands the secret behind it to the fencer.
     /// `None` where there is no fencer that could give a receipt.
     fn seal(&self) -> Option<Seal> {
+        None
+    }
+
+    /// What it says of itself, now and on every change. `None` if it is ready once it is started.
+    fn words(&self) -> Option<watch::Receiver<Words>> {
+        None
+    }
+
+    /// What it was granted, where nothing stops whoever acts on an answer: nobody is told of more, for a stop waits for no
+    /// more. `None` where a fencer ends it.
+    fn granted(&self) -> Option<watch::Receiver<Option<Grant>>> {
         None
     }
 

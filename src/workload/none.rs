@@ -121,6 +121,10 @@ impl Workload for OwnershipOnly {
     fn observe(&self) -> watch::Receiver<Observed> {
         self.observed.subscribe()
     }
+
+    fn granted(&self) -> Option<watch::Receiver<Option<Grant>>> {
+        Some(lock(&self.grant).subscribe())
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use super::user::User;
+use super::{limits::Limits, user::User};
 
 /// What the sidecar hands over on the command line.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub(super) struct Orders {
     pub(super) dir: Option<PathBuf>,
     /// Whom the workload runs as; the sidecar's own user if absent.
     pub(super) user: Option<User>,
+    /// What it may use of the device.
+    pub(super) limits: Limits,
     /// What undoes whatever the workload leaves behind that is no process, and its arguments. Empty: there is nothing of the kind.
     pub(super) undo: Vec<OsString>,
     /// The program and its arguments. Empty where nothing is ever started, only remains are ended.
@@ -58,6 +60,7 @@ impl Orders {
             self.dir.clone().unwrap_or_default().into(),
         ];
         args.push(self.user.map(|user| user.to_string()).unwrap_or_default().into());
+        args.push(self.limits.to_string().into());
         args.push(self.undo.len().to_string().into());
         args.extend(self.undo.iter().chain(&self.command).cloned());
         args
@@ -84,6 +87,7 @@ impl Orders {
                 "" => None,
                 user => Some(user.parse().ok()?),
             },
+            limits: Limits::from_arg(args.next()?.to_str()?)?,
             undo: {
                 let count = number::<u8>(args.next())?;
                 (0..count).map(|_| args.next()).collect::<Option<_>>()?
@@ -113,6 +117,7 @@ mod tests {
                 members: vec!["10.0.0.2:7600".into(), "[fe80::1]:7600".into()],
                 dir,
                 user: after_session.map(|_| User { uid: 1000, gid: 50 }),
+                limits: Limits { cpu: after_session.map(|_| 1500), ..Limits::default() },
                 undo: if after_session.is_some() { vec!["undo".into(), "".into()] } else { Vec::new() },
                 command: vec!["app".into(), "--flag".into(), "".into()],
             };

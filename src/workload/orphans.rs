@@ -27,17 +27,11 @@ const LOOK: Duration = Duration::from_millis(1);
 
 /// Kills, in one look through all processes, what is in the cgroup of `mark` or carries it in its environment, or belongs to `session`. Returns how many were found alive.
 pub(super) fn kill(mark: &str, session: Option<i32>) -> usize {
-    let cgroup = cgroup::name(mark);
     let mut found = 0;
     // The newest first: what keeps replacing itself by a child is among them, and shall not do it again before it is looked at.
     for pid in all().into_iter().rev().filter(|pid| *pid != getpid()) {
         let pidfd = pidfd_open(pid, PidfdFlags::empty());
-        let confined = || {
-            let of = std::fs::read_to_string(format!("/proc/{}/cgroup", raw(pid))).unwrap_or_default();
-            cgroup::is_in(&of, &cgroup)
-        };
-        let Some(stat) = stat(pid) else { continue };
-        if !stat.ended && (session == Some(stat.session) || confined() || carries(pid, mark)) {
+        if belongs(pid, mark, session) {
             found += 1;
             match pidfd {
                 Ok(pidfd) => {
@@ -52,20 +46,31 @@ pub(super) fn kill(mark: &str, session: Option<i32>) -> usize {
     found
 }
 
+/// Whether a process lives and is of the workload with this `mark` (in its cgroup, or marked by its environment), or of `session`.
+pub(super) fn belongs(pid: Pid, mark: &str, session: Option<i32>) -> bool {
+    let Some(stat) = stat(pid).filter(|stat| !stat.ended) else { return false };
+    let confined = || {
+        let of = std::fs::read_to_string(format!("/proc/{}/cgroup", raw(pid))).unwrap_or_default();
+        cgroup::is_in(&of, &cgroup::name(mark))
+    };
+    session == Some(stat.session) || confined() || carries(pid, mark)
+}
+
 /// Whether a process is there and has not ended.
 pub(super) fn lives(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     pid.and_then(stat).is_some_and(|stat| !stat.ended)
 }
 
-/// The command lines of all processes that carry `mark`, shortened for people.
+/// The command lines of all other processes that carry `mark`, shortened for people.
 pub(super) fn marked(mark: &str) -> Vec<String> {
     let line = |pid: Pid| {
         let words = std::fs::read(format!("/proc/{}/cmdline", raw(pid))).unwrap_or_default();
         let line = String::from_utf8_lossy(&words).replace('\0', " ");
         format!("{} ({})", line.trim().chars().take(60).collect::<String>(), raw(pid))
     };
-    let found = all().into_iter().filter(|pid| carries(*pid, mark) && stat(*pid).is_some_and(|s| !s.ended));
+    let others = all().into_iter().filter(|pid| *pid != getpid());
+    let found = others.filter(|pid| carries(*pid, mark) && stat(*pid).is_some_and(|s| !s.ended));
     found.map(line).collect()
 }
 

@@ -26,8 +26,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    BoxFuture, Error, Grant, HeldBy, Observed, Settings, Workload,
-    driver::{Ask, Driver},
+    BoxFuture, Error, Grant, HeldBy, Observed, Settings, Words, Workload,
+    driver::{Ask, Driver, Shown},
     secrets::Secrets,
 };
 use crate::{
@@ -41,6 +41,9 @@ use crate::{
 
 /// The lock's name inside the data folder.
 pub const LOCK_FILE: &str = "fencer.lock";
+/// What systemd tells its service, and nobody below it.
+const OF_THE_SIDECAR: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
 /// What a process workload needs from its surroundings.
 #[derive(Debug, Clone)]
 pub struct Context {
@@ -58,6 +61,8 @@ pub struct Context {
     pub members: Vec<String>,
     /// The control socket; the workload sees it as `QUORATE_CONTROL_SOCKET`.
     pub control_socket: Option<PathBuf>,
+    /// Where the workload says that it is ready, if it has to. Its folder exists, and its user can get there.
+    pub notify: PathBuf,
     /// Whether the workload gets a cgroup of its own, where that is possible.
     pub cgroup: bool,
     /// Whether the orphans of lost fencers come to this process ([`super::adopt`]).
@@ -80,6 +85,7 @@ pub struct ProcessWorkload {
     conditions: watch::Receiver<Vec<Raised>>,
     secrets: Arc<Mutex<Secrets>>,
     held_by: watch::Receiver<Option<HeldBy>>,
+    words: Option<watch::Receiver<Words>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -88,21 +94,24 @@ impl ProcessWorkload {
     /// Must be called inside a tokio runtime.
     pub fn new(settings: &Settings, context: Context) -> ProcessWorkload {
         let (asks, inbox) = mpsc::unbounded_channel();
-        // Until the first fencer is ready nobody knows what an earlier life left running.
-        let observed = watch::Sender::new(Observed::Stopping { epoch: Epoch::ZERO });
-        let conditions = watch::Sender::new(Vec::new());
         let secrets = Arc::<Mutex<Secrets>>::default();
-        let held_by = watch::Sender::new(None);
+        let shown = Shown {
+            // Until the first fencer is ready nobody knows what an earlier life left running.
+            observed: watch::Sender::new(Observed::Stopping { epoch: Epoch::ZERO }),
+            conditions: watch::Sender::new(Vec::new()),
+            held_by: watch::Sender::new(None),
+            words: watch::Sender::new(Words::default()),
+        };
         let workload = ProcessWorkload {
             asks,
-            held_by: held_by.subscribe(),
+            held_by: shown.held_by.subscribe(),
+            words: settings.ready.map(|_| shown.words.subscribe()),
             secrets: secrets.clone(),
-            observed: observed.subscribe(),
-            conditions: conditions.subscribe(),
+            observed: shown.observed.subscribe(),
+            conditions: shown.conditions.subscribe(),
             clock: context.clock.clone(),
         };
-        let driver =
-            Driver::new(settings.clone(), context.clone(), inbox, observed, conditions, secrets, held_by);
+        let driver = Driver::new(settings.clone(), context.clone(), inbox, secrets, shown);
         context.tracker.spawn(driver.run());
         workload
     }
@@ -179,20 +188,31 @@ impl Workload for ProcessWorkload {
         *self.held_by.borrow()
     }
 
+    fn words(&self) -> Option<watch::Receiver<Words>> {
+        self.words.clone()
+    }
+
     fn burned(&self) -> Option<Epoch> {
         self.secrets.lock().unwrap_or_else(PoisonError::into_inner).burned()
     }
 }
 
 /// The environment of the fencer, and so of the workload: the sidecar's own without its settings, which may hold
-/// secrets, plus what the configuration and the contract say.
+/// secrets, and without what a supervisor has told the sidecar alone, plus what the configuration and the contract say.
 pub(super) fn environment(settings: &Settings, context: &Context) -> BTreeMap<OsString, OsString> {
     let mut environment: BTreeMap<OsString, OsString> = std::env::vars_os()
         .filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"QUORATE_"))
+        .filter(|(name, _)| !OF_THE_SIDECAR.iter().any(|own| name == own))
         .chain(settings.env.iter().map(|(name, value)| (name.into(), value.into())))
         .collect();
     environment.insert("QUORATE_DEVICE".into(), context.device.as_str().into());
     environment.insert("QUORATE_SITE".into(), context.site.as_str().into());
+    if let Some(demand) = &settings.ready {
+        environment.insert("NOTIFY_SOCKET".into(), context.notify.clone().into());
+        if let Some(watchdog) = demand.watchdog {
+            environment.insert("WATCHDOG_USEC".into(), watchdog.as_micros().to_string().into());
+        }
+    }
     if let Some(socket) = &context.control_socket {
         environment.insert("QUORATE_CONTROL_SOCKET".into(), socket.into());
     }

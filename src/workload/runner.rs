@@ -9,18 +9,24 @@
 use std::{
     ffi::OsString,
     path::PathBuf,
-    process::{Command, ExitCode, Stdio},
+    process::{ExitCode, Stdio},
     time::Duration,
 };
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::runtime::{Api, Runtime};
+use super::{
+    fencer::MARK,
+    orphans,
+    runtime::{Api, Runtime},
+};
 
 /// How often the container is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often while it is being ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How often what a hook has left is killed, before its end is left to the fencer.
+const LAST_LOOKS: u32 = 20;
 
 /// Runs a container; `args`: the noun of its API, the socket, its name, the patience of a stop in milliseconds.
 pub(super) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
@@ -61,25 +67,55 @@ pub(super) fn undo(args: impl Iterator<Item = OsString>) -> ExitCode {
     })
 }
 
-/// Carries out a command and, if it succeeds, lives on until it is ended from outside; `args`: the command, or nothing.
+/// Carries out a command and, if it succeeds, lives on until it is ended from outside; `args`: the command, or nothing. What the command has left
+/// running is named, and ended with it: nobody waits for that.
+#[expect(clippy::print_stderr, reason = "a workload's words go into the sidecar's log")]
+pub(super) fn hold(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.collect();
+    let mark = std::env::var_os(MARK).and_then(|mark| mark.into_string().ok()).unwrap_or_default();
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    tokio.map_err(|e| e.to_string()).and_then(|tokio| tokio.block_on(held(&args, &mark))).unwrap_or_else(
+        |why| {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        },
+    )
+}
+
 #[expect(clippy::disallowed_methods, clippy::print_stderr, reason = "this process is the workload")]
-pub(super) fn hold(mut args: impl Iterator<Item = OsString>) -> ExitCode {
-    if let Some(program) = args.next() {
-        match Command::new(&program).args(args).stdin(Stdio::null()).status() {
+async fn held(args: &[OsString], mark: &str) -> Result<ExitCode, String> {
+    let mut told = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
+    if let Some((program, args)) = args.split_first() {
+        let shown = program.display();
+        let status = tokio::process::Command::new(program).args(args).stdin(Stdio::null()).status().await;
+        match status {
             Ok(status) if status.success() => {}
             Ok(status) => {
-                eprintln!("on_owner: {} has failed: {status}", program.display());
-                return ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
+                eprintln!("on_owner: {shown} has failed: {status}");
+                let code = status.code().and_then(|code| u8::try_from(code).ok());
+                return Ok(ExitCode::from(code.unwrap_or(1)));
             }
             Err(e) => {
-                eprintln!("on_owner: {}: {e}", program.display());
-                return ExitCode::from(127);
+                eprintln!("on_owner: {shown}: {e}");
+                return Ok(ExitCode::from(127));
             }
         }
+        let left = orphans::marked(mark);
+        if !left.is_empty() {
+            eprintln!(
+                "on_owner: {shown} has left running: {}; it is ended with the ownership",
+                left.join(", ")
+            );
+        }
     }
-    loop {
-        std::thread::park();
+    told.recv().await;
+    for _ in 0..LAST_LOOKS {
+        if orphans::kill(mark, None) == 0 {
+            break;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[expect(clippy::print_stderr, reason = "a workload's words go into the sidecar's log")]

@@ -101,6 +101,11 @@ impl Runtime {
         format!("{} {}", self.api.noun(), self.name)
     }
 
+    /// Whether whoever runs it answers also while something else is going on.
+    pub fn answers_always(&self) -> bool {
+        self.api == Api::Docker
+    }
+
     /// How it is now; `None` if there is none of this name.
     ///
     /// # Errors
@@ -123,7 +128,10 @@ impl Runtime {
             Api::Edge => {
                 let status = json.pointer("/status/runtimeStatus/status").and_then(Value::as_str);
                 let exit = json.pointer("/status/exitStatus/statusCode").and_then(Value::as_str);
-                let ended = matches!(status.ok_or_else(strange)?, "stopped" | "failed" | "dead");
+                // The daemon says "stopped" of a container that is paused or about to start again, and tells them apart only here.
+                let told = json.pointer("/status/runtimeStatus/description").and_then(Value::as_str);
+                let goes_on = matches!(told, Some("paused" | "restarting"));
+                let ended = matches!(status.ok_or_else(strange)?, "stopped" | "failed" | "dead") && !goes_on;
                 let exit = exit.and_then(|code| code.parse().ok());
                 let image = json.pointer("/config/settings/image").and_then(Value::as_str);
                 Ok(Seen { runs: !ended, unsuited: None, exit, image: image.map(str::to_owned) })

@@ -20,6 +20,7 @@ use super::{
     fencer::{MARK, SELF},
     fencer_exec::{INSIDE, OUTSIDE},
     footing::Footing,
+    limits::Rlimits,
     orders::Orders,
     wire::Text,
 };
@@ -58,6 +59,7 @@ impl Shim {
         orders: &Orders,
         cgroup: Option<&Path>,
         footing: Footing,
+        rlimits: Rlimits,
         waits: bool,
     ) -> Result<Shim, Text> {
         let failed = |e: std::io::Error| Text::new(e.to_string());
@@ -68,6 +70,7 @@ impl Shim {
             .arg(footing.to_arg())
             .arg(cgroup.unwrap_or(Path::new("")))
             .arg(orders.user.map(|user| user.to_string()).unwrap_or_default())
+            .arg(rlimits.to_string())
             .arg(getpid().to_string())
             .arg(orders.dir.clone().unwrap_or_default())
             .args(&orders.command)

@@ -7,7 +7,11 @@
 //! It deliberately has no say in when: the deadline and the pause before the next start are the fence's alone.
 
 use std::{
-    os::unix::process::CommandExt,
+    io::Read as _,
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream, process::CommandExt},
+    },
     process::{Command, Stdio},
     time::Duration,
 };
@@ -19,6 +23,7 @@ use rustix::{
 
 use super::{
     fencer::{MARK, SELF, how},
+    footing::Footing,
     orders::Orders,
     sidecar::Sidecar,
     wire::{Event, Text},
@@ -34,11 +39,16 @@ const AGAIN_MAX: Duration = Duration::from_secs(5);
 /// How often its end is looked for while nothing else is going on.
 const LOOK: Duration = Duration::from_millis(5);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum State {
     Done,
     Due(Moment),
-    Runs { pid: Pid, give_up: Moment },
+    /// `words`: why it could not be executed, if it could not.
+    Runs {
+        pid: Pid,
+        give_up: Moment,
+        words: UnixStream,
+    },
 }
 
 /// Whether something is left to be undone, and the process that does it.
@@ -47,6 +57,8 @@ pub(super) struct Undo {
     state: State,
     /// Failures in a row.
     failures: u32,
+    /// The standing of what undoes: an ordinary process, unlike the fencer.
+    footing: Footing,
 }
 
 impl Undo {
@@ -54,8 +66,8 @@ impl Undo {
     ///
     /// # Errors
     /// The sidecar is gone.
-    pub(super) fn first(orders: &Orders, sidecar: &mut Sidecar) -> Result<Undo, ()> {
-        let mut undo = Undo { state: State::Due(BootClock.now()), failures: 0 };
+    pub(super) fn first(orders: &Orders, footing: Footing, sidecar: &mut Sidecar) -> Result<Undo, ()> {
+        let mut undo = Undo { state: State::Due(BootClock.now()), failures: 0, footing };
         while !undo.is_done(orders, sidecar) {
             loop {
                 match wait(WaitOptions::NOHANG) {
@@ -85,13 +97,13 @@ impl Undo {
         let now = BootClock.now();
         match self.state {
             State::Done => return true,
-            State::Due(at) if now >= at => match start(orders) {
-                Ok(pid) => self.state = State::Runs { pid, give_up: now + UNDO_TIME },
+            State::Due(at) if now >= at => match start(orders, self.footing) {
+                Ok((pid, words)) => self.state = State::Runs { pid, give_up: now + UNDO_TIME, words },
                 Err(why) => self.failed(why, sidecar),
             },
             State::Due(_) => {}
             // Its end comes as that of a child.
-            State::Runs { pid, give_up } if now >= give_up => {
+            State::Runs { pid, give_up, .. } if now >= give_up => {
                 let _ = kill_process_group(pid, Signal::KILL);
             }
             State::Runs { .. } => {}
@@ -101,21 +113,27 @@ impl Undo {
 
     /// A child has ended, this way if it failed. Whether it was this one.
     pub(super) fn has_ended(&mut self, child: Pid, failed: Option<String>, sidecar: &mut Sidecar) -> bool {
-        let State::Runs { pid, .. } = self.state else { return false };
-        if pid != child {
+        let State::Runs { pid, words, .. } = &mut self.state else { return false };
+        if *pid != child {
             return false;
         }
         match failed {
             None => self.state = State::Done,
-            Some(how) => self.failed(how, sidecar),
+            Some(how) => {
+                let mut why = [0; 300];
+                // It never waits. A program that runs has closed its end, so there is nothing to read.
+                let read = words.read(&mut why).unwrap_or(0);
+                let why = String::from_utf8_lossy(why.get(..read).unwrap_or_default()).into_owned();
+                self.failed(if why.is_empty() { how } else { why }, sidecar);
+            }
         }
         true
     }
 
     /// The process that undoes, which is not to be killed with the workload.
     pub(super) fn pid(&self) -> Option<Pid> {
-        match self.state {
-            State::Runs { pid, .. } => Some(pid),
+        match &self.state {
+            State::Runs { pid, .. } => Some(*pid),
             State::Done | State::Due(_) => None,
         }
     }
@@ -130,17 +148,20 @@ impl Undo {
 
 /// Starts it, tied to this fencer, in a group of its own.
 #[expect(clippy::disallowed_methods, reason = "the fencer is where the workload is ended")]
-fn start(orders: &Orders) -> Result<Pid, String> {
+fn start(orders: &Orders, footing: Footing) -> Result<(Pid, UnixStream), String> {
+    let (words, theirs) = UnixStream::pair().map_err(|e| e.to_string())?;
+    words.set_nonblocking(true).map_err(|e| e.to_string())?;
     let child = Command::new(SELF)
-        .arg("fencer-exec")
+        .arg("fencer-undo")
+        .arg(footing.to_arg())
         .arg(getpid().to_string())
         .arg(orders.dir.clone().unwrap_or_default())
         .args(&orders.undo)
         .env(MARK, &orders.mark)
-        .stdin(Stdio::null())
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
         .process_group(0)
         .spawn()
         .map_err(|e| e.to_string())?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    pid.ok_or_else(|| "its process id is out of range".to_owned())
+    pid.map(|pid| (pid, words)).ok_or_else(|| "its process id is out of range".to_owned())
 }

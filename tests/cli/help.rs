@@ -9,7 +9,7 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn help_texts() {
     let mut commands = vec!["run", "check", "check-workload", "status", "leader", "why", "plan", "events"];
-    commands.extend(["support-bundle", "transfer", "fleet"]);
+    commands.extend(["support-bundle", "transfer", "update", "fleet"]);
     commands.extend(["pause", "resume", "drain", "undrain", "prefer"]);
     if cfg!(feature = "emulator") {
         commands.push("demo");
@@ -47,6 +47,11 @@ fn a_wrong_command_line_exits_64() {
         vec!["pause", "--for", "30"],
         vec!["pause", "--for", "10ms"],
         vec!["resume", "--for", "30m"],
+        vec!["update"],
+        vec!["update", "--", ""],
+        vec!["update", "--expect", "", "--", "true"],
+        vec!["update", "--settle", "5", "--", "true"],
+        vec!["update", "--timeout", "8d", "--", "true"],
         vec!["leader", "extra"],
         vec!["emulate", "hub", "--edge", "edge-1"],
         vec!["emulate", "hub", "--edge", "edge-1=f", "--module", "a/b"],
@@ -62,8 +67,9 @@ fn a_wrong_command_line_exits_64() {
 fn a_sidecar_that_is_not_there_is_said_in_one_line_and_a_hint() {
     let folder = tempfile::tempdir().expect("folder");
     let endpoint = format!("unix:{}/control.sock", folder.path().display());
-    for command in ["status", "leader", "why", "plan", "events", "transfer", "pause", "resume"] {
-        let output = quorate(&[command, "--endpoint", &endpoint], &[]);
+    for command in ["status", "leader", "why", "plan", "events", "transfer", "pause", "resume", "update"] {
+        let dry = if command == "update" { vec!["--dry-run"] } else { vec![] };
+        let output = quorate(&[vec![command, "--endpoint", &endpoint], dry].concat(), &[]);
         assert_eq!(output.status.code(), Some(2), "{command}");
         let said = text(&output.stderr).replace(&endpoint, "ENDPOINT");
         golden("unreachable", &said);

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use quorate::hub::sas::Credentials;
+use quorate::{emulator::Emulator, hub::sas::Credentials};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
@@ -14,8 +14,8 @@ use super::hub::Site;
 
 /// An answer. Status 0: the connection ended without one.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     pub(super) head: String,
     pub(super) body: String,
 }
@@ -82,8 +82,18 @@ pub(super) async fn https(
     headers: &[(&str, &str)],
     body: &str,
 ) -> Answer {
+    over_tls(&site.emulator, method, path, headers, body).await
+}
+
+async fn over_tls(
+    emulator: &Emulator,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answer {
     let mut roots = RootCertStore::empty();
-    let ca = CertificateDer::from_pem_slice(site.emulator.ca_pem().as_bytes()).expect("PEM");
+    let ca = CertificateDer::from_pem_slice(emulator.ca_pem().as_bytes()).expect("PEM");
     roots.add(ca).expect("an authority");
     let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -91,11 +101,11 @@ pub(super) async fn https(
         .with_root_certificates(roots)
         .with_no_client_auth();
     let name = ServerName::try_from("localhost").expect("a name");
-    let tcp = connect(site.emulator.address());
+    let tcp = connect(emulator.address());
     let Ok(stream) = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, tcp).await else {
         return Answer::read("");
     };
-    let host = format!("localhost:{}", site.emulator.address().port());
+    let host = format!("localhost:{}", emulator.address().port());
     let headers = [&[("host", host.as_str())], headers].concat();
     exchange(stream, &request(method, path, &headers, body)).await
 }
@@ -108,9 +118,20 @@ pub(super) async fn owner(
     headers: &[(&str, &str)],
     body: &str,
 ) -> Answer {
+    as_owner(&site.emulator, method, path, headers, body).await
+}
+
+/// The same for a hub that is no test bench's.
+pub(crate) async fn as_owner(
+    emulator: &Emulator,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answer {
     let token =
-        Credentials::parse(&site.emulator.owner_connection_string()).expect("a string").token(u64::MAX / 2);
+        Credentials::parse(&emulator.owner_connection_string()).expect("a string").token(u64::MAX / 2);
     let headers = [&[("authorization", token.as_str())], headers].concat();
     let joint = if path.contains('?') { '&' } else { '?' };
-    https(site, method, &format!("{path}{joint}api-version=2021-04-12"), &headers, body).await
+    over_tls(emulator, method, &format!("{path}{joint}api-version=2021-04-12"), &headers, body).await
 }

@@ -19,7 +19,7 @@ mod fleet;
 #[cfg(feature = "emulator")]
 mod hostile_twins;
 #[cfg(feature = "emulator")]
-mod http;
+pub(super) mod http;
 #[cfg(feature = "emulator")]
 mod hub;
 #[cfg(feature = "emulator")]

@@ -167,3 +167,32 @@ async fn without_a_sidecar_there_is_what_its_files_say() {
     file(&files, "config.txt");
     file(&files, "config-faults.txt");
 }
+
+/// What a probe's command is told may be a secret as well as what the workload's is.
+#[tokio::test]
+async fn a_bundle_does_not_hold_what_probes_are_told() {
+    let device = Device::new();
+    let config = format!(
+        "[site]\nid = \"plant-7\"\nmembers = [{{ device = \"edge-1\", address = \"10.0.0.11:7600\" }}]\n\
+         [[site.probes]]\nname = \"plc\"\nkind = \"exec\"\ntarget = [\"curl\", \"-u\", \"plant:{PASSWORD}\", \"http://10.0.0.9/\"]\n\
+         [storage]\npath = \"{0}/data\"\n",
+        device.folder.path().display()
+    );
+    std::fs::write(device.at("quorate.toml"), config).expect("writes");
+    device.bundle("http://127.0.0.1:1", &[]).await;
+    holds_no_secret(&device.unpacked(), &device.at("out.tar"));
+}
+
+/// A faulty configuration is what a bundle is most often made for.
+#[tokio::test]
+async fn a_bundle_does_not_hold_a_command_that_was_written_as_one_text() {
+    let device = Device::new();
+    let config = format!(
+        "[site]\nid = \"plant-7\"\nmembers = [{{ device = \"edge-1\", address = \"10.0.0.11:7600\" }}]\n\
+         [workload]\nkind = \"process\"\ncommand = \"psql -W {PASSWORD}\"\n[storage]\npath = \"{0}/data\"\n",
+        device.folder.path().display()
+    );
+    std::fs::write(device.at("quorate.toml"), config).expect("writes");
+    device.bundle("http://127.0.0.1:1", &[]).await;
+    holds_no_secret(&device.unpacked(), &device.at("out.tar"));
+}

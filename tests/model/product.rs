@@ -185,6 +185,7 @@ impl Owned {
                 reason: String::new(),
                 since_unix_ms: 0,
                 until_unix_ms: None,
+                build: String::new(),
             });
         }
         record.epoch = epoch(self.epoch);

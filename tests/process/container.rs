@@ -246,6 +246,192 @@ fn what_is_undone_counts_as_the_end_of_the_workload() {
     super::site::ended(&mut asked);
 }
 
+/// A site whose hooks note when they took what the owner has, and when they gave it back.
+fn hooked(take: &str, give: &str) -> Site {
+    let plan = Plan {
+        workload: Some("kind = \"hooks\"\non_owner = [\"./take\"]\non_standby = [\"./give\"]\n".into()),
+        ..Plan::default()
+    };
+    let mut site = Site::with(plan);
+    for n in 0..3 {
+        let home = site.file(&format!("edge-{}", n + 1));
+        for (name, script) in [("take", take), ("give", give)] {
+            let note =
+                format!("#!/bin/sh\nread up rest < /proc/uptime\necho {name} $up >> noted\n{script}\n");
+            fs::write(home.join(name), note).expect("writes");
+            fs::set_permissions(home.join(name), fs::Permissions::from_mode(0o755))
+                .expect("makes it a program");
+        }
+        site.tell(n, "QUORATE_WORKLOAD__STOP_GRACE", "2s");
+        site.tell(n, "QUORATE_WORKLOAD__STOP_TIMEOUT", "5s");
+    }
+    site
+}
+
+/// What a device has noted: taken and given back when, in hundredths of a second since boot.
+fn noted(site: &Site, n: usize) -> Vec<(u64, u64)> {
+    let text = fs::read_to_string(site.file(&format!("edge-{}/noted", n + 1))).unwrap_or_default();
+    let mut spans: Vec<(u64, u64)> = Vec::new();
+    for line in text.lines() {
+        let (what, at) = line.split_once(' ').expect("a word and a moment");
+        let at = at.replace('.', "").parse().expect("hundredths of a second");
+        match (what, spans.last_mut()) {
+            ("take", _) => spans.push((at, u64::MAX)),
+            (_, Some((_, given))) if *given == u64::MAX => *given = at,
+            _ => {}
+        }
+    }
+    spans
+}
+
+#[track_caller]
+fn takes(site: &Site, n: usize, times: usize) {
+    until("the hook to take it", || (noted(site, n).len() >= times).then_some(()));
+}
+
+#[test]
+fn what_hooks_take_is_on_one_device_at_a_time() {
+    let mut site = hooked("", "");
+    site.start_all();
+    let (first, epoch) = site.owner(0);
+    takes(&site, first, 1);
+    site.signal(first, Signal::KILL);
+    site.left(first);
+    let others: Vec<usize> = (0..3).filter(|n| *n != first).collect();
+    let (second, epoch) = site.owner_among(&others, epoch);
+    takes(&site, second, 1);
+    site.start(first);
+    site.up(first);
+    let before = noted(&site, first).len();
+    site.freeze(second);
+    let others: Vec<usize> = (0..3).filter(|n| *n != second).collect();
+    let (third, epoch) = site.owner_among(&others, epoch);
+    takes(&site, third, if third == first { before + 1 } else { 1 });
+    site.signal(second, Signal::CONT);
+    let to = (third + 1) % 3;
+    let before = noted(&site, to).len();
+    until("a handover", || {
+        let id = site.devices[to].id.clone();
+        (site.ask(third, &["transfer", "--to", &id]).status.code() == Some(0)).then_some(())
+    });
+    site.owner(epoch);
+    takes(&site, to, before + 1);
+    let mut spans: Vec<_> = (0..3).flat_map(|n| noted(&site, n)).collect();
+    spans.sort_unstable();
+    assert!(spans.len() >= 4, "{spans:?}");
+    assert!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "two at once: {spans:?}");
+}
+
+#[test]
+fn a_hook_that_never_returns_is_ended_with_the_ownership() {
+    let mut site = hooked("trap '' TERM\nwhile true; do sleep 1000; done", "");
+    (0..3).for_each(|n| site.tell(n, "QUORATE_WORKLOAD__STOP_TIMEOUT", "500ms"));
+    site.start_all();
+    let (owner, epoch) = site.owner(0);
+    takes(&site, owner, 1);
+    let to = site.devices[(owner + 1) % 3].id.clone();
+    assert_eq!(site.ask(owner, &["transfer", "--to", &to]).status.code(), Some(0));
+    let (next, epoch) = site.owner(epoch);
+    takes(&site, next, 1);
+    site.signal(next, Signal::KILL);
+    site.left(next);
+    let others: Vec<usize> = (0..3).filter(|n| *n != next).collect();
+    let (third, _) = site.owner_among(&others, epoch);
+    let before = usize::from(third == owner);
+    takes(&site, third, before + 1);
+    let mut spans: Vec<_> = (0..3).flat_map(|n| noted(&site, n)).collect();
+    spans.sort_unstable();
+    assert!(spans.len() >= 3, "{spans:?}");
+    assert!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "two at once: {spans:?}");
+}
+
+#[test]
+fn what_a_hook_leaves_running_is_named_and_delays_no_handover() {
+    let mut site = hooked("(trap '' TERM; sleep 1000) & sleep 1000 > /dev/null &", "");
+    // Longer than anybody here waits for anything.
+    (0..3).for_each(|n| site.tell(n, "QUORATE_WORKLOAD__STOP_TIMEOUT", "60s"));
+    site.start_all();
+    let (owner, epoch) = site.owner(0);
+    until("what it left to be named", || {
+        let log = site.log(owner);
+        (log.contains("has left running") && log.contains("sleep 1000")).then_some(())
+    });
+    let to = site.devices[(owner + 1) % 3].id.clone();
+    assert_eq!(site.ask(owner, &["transfer", "--to", &to]).status.code(), Some(0));
+    site.owner(epoch);
+    let home = site.file(&format!("edge-{}", owner + 1));
+    let left = || {
+        super::site::processes_with(&home).into_iter().filter(|pid| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"sleep"))
+        })
+    };
+    until("all of it to be gone", || (left().count() == 0).then_some(()));
+}
+
+#[test]
+fn a_hook_that_cannot_be_run_says_why() {
+    let mut site = hooked("", "");
+    site.start_all();
+    let (owner, _) = site.owner(0);
+    let script = site.file(&format!("edge-{}/give", owner + 1));
+    fs::remove_file(&script).expect("removes");
+    let to = site.devices[(owner + 1) % 3].id.clone();
+    let mut asked = site.asking(owner, &["transfer", "--to", &to]);
+    let why = site.condition(owner, "workload.cannot_stop");
+    assert!(why.contains("./give") && why.contains("No such file"), "{why}");
+    // Told to end, it says what it waits for.
+    site.signal(owner, Signal::TERM);
+    until("what it waits for", || {
+        site.log(owner).contains("leaving takes its time: the workload has not ended").then_some(())
+    });
+    fs::write(&script, "#!/bin/sh\n").expect("writes");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("makes it a program");
+    assert_eq!(site.left(owner).code(), Some(0));
+    super::site::ended(&mut asked);
+}
+
+/// Docker's socket, as far as a container that never runs needs it; and then nobody answers any more.
+fn docker_that_hangs(path: &Path) -> std::sync::Arc<std::sync::atomic::AtomicBool> {
+    use std::{
+        io::{Read as _, Write as _},
+        os::unix::net::UnixListener,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+    let listener = UnixListener::bind(path).expect("binds");
+    let hangs = std::sync::Arc::new(AtomicBool::new(false));
+    let told = hangs.clone();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            if told.load(Ordering::Relaxed) {
+                held.push(stream);
+                continue;
+            }
+            let _ = stream.read(&mut [0; 4096]);
+            let body = "{\"State\":{\"Running\":false},\"HostConfig\":{}}";
+            let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+    hangs
+}
+
+#[test]
+fn a_docker_that_hangs_is_noticed_on_a_standby() {
+    let workload = Some("kind = \"container\"\ncontainer = \"pump\"\n".to_owned());
+    let mut site = Site::with(Plan { workload, ..Plan::default() });
+    let socket = site.file("docker.sock");
+    let hangs = docker_that_hangs(&socket);
+    site.tell(0, "QUORATE_WORKLOAD__RUNTIME_SOCKET", socket.display().to_string());
+    site.tell(0, "QUORATE_WORKLOAD__STOP_GRACE", "2s");
+    // Alone it never owns.
+    site.start(0);
+    site.up(0);
+    site.reports(0, "it is well", |r| r.conditions.iter().all(|c| c.name != "workload.unhealthy"));
+    hangs.store(true, std::sync::atomic::Ordering::Relaxed);
+    let why = site.condition(0, "workload.unhealthy");
+    assert!(why.contains("has not answered for 4 s"), "{why}");
+}
+
 #[cfg(feature = "emulator")]
 mod edge {
     //! The management socket, and edgeAgent's loop behind it.
@@ -270,7 +456,7 @@ mod edge {
     }
 
     /// Three devices, each with a module `pump` that is deployed as one under a sidecar should be.
-    fn plant(site: &Site, files: &[PathBuf]) -> Plant {
+    fn plant(site: &Site, files: &[PathBuf], on_term: &str) -> Plant {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -284,7 +470,7 @@ mod edge {
             let options =
                 EdgeOptions { reconcile_every: Duration::from_millis(100), ..EdgeOptions::default() };
             let edge = emulator.serve_edge(&device, loopback(), options).expect("serves");
-            let script = format!("trap 'exit 0' TERM; FILE={}; {TICKS}", file.display());
+            let script = format!("trap '{on_term}' TERM; FILE={}; {TICKS}", file.display());
             let image = Image {
                 command: ["/bin/sh", "-c", &script].map(str::to_owned).into(),
                 environment: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]),
@@ -306,10 +492,20 @@ mod edge {
 
     #[test]
     fn a_module_runs_on_one_device_at_a_time() {
+        through_all("exit 0");
+    }
+
+    /// What asks it to end kills it when its `StopTimeout` of a second is over.
+    #[test]
+    fn a_module_that_is_deaf_to_term_runs_on_one_device_at_a_time() {
+        through_all("");
+    }
+
+    fn through_all(on_term: &str) {
         let workload = Some("kind = \"module\"\nmodule = \"pump\"\n".to_owned());
         let mut site = Site::with(Plan { workload, ..Plan::default() });
         let files = files(&site);
-        let plant = plant(&site, &files);
+        let plant = plant(&site, &files, on_term);
         // IoT Edge starts it once on each device, whether there is a sidecar or not.
         until("edgeAgent to start it everywhere", || {
             plant.edges.iter().all(|edge| edge.process("pump").is_some()).then_some(())

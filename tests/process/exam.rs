@@ -63,3 +63,37 @@ fn it_runs_nothing_where_that_could_do_harm() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("a sidecar runs"), "{output:?}");
     until("nothing to be left", || (!site.file("edge-1/ticks").exists()).then_some(()));
 }
+
+#[test]
+fn what_it_says_is_shown_and_it_has_to_pass_its_probes() {
+    let words = serde_json::json!([
+        "/bin/sh",
+        "-c",
+        "echo alas >&2; trap 'exit 0' TERM; while :; do sleep 0.02; done"
+    ]);
+    let workload = format!("kind = \"process\"\ncommand = {words}");
+    let mut site = Site::with(Plan { workload: Some(workload), ..Plan::default() });
+    let probe = |program: &str| {
+        format!(
+            "[{{ name = \"app\", kind = \"exec\", role = \"workload\", target = [\"{program}\"], every = \"100ms\", grace = \"100ms\" }}, \
+              {{ name = \"plc\", kind = \"exec\", target = [\"{program}\"] }}]"
+        )
+    };
+    for (program, passes) in [("/bin/true", true), ("/bin/false", false)] {
+        site.tell(0, "QUORATE_SITE__PROBES", probe(program));
+        let arguments = ["check-workload", "--yes", "--seconds", "1"];
+        let output = quorate().args(arguments).envs(site.environment(0)).output().expect("starts");
+        let (said, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(log.contains("alas"), "{log}");
+        assert_eq!(output.status.code(), Some(i32::from(!passes)), "{said}");
+        let line = said.lines().find(|line| line.starts_with("passes its probes")).expect("is graded");
+        assert!(line.contains(if passes { " yes  app after" } else { "exited with 1" }), "{line}");
+        // What is asked on every device is tried by `quorate check`.
+        let output =
+            quorate().args(["check", "--seconds", "1"]).envs(site.environment(0)).output().expect("starts");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let line = said.lines().find(|line| line.contains("the probe plc (exec)")).expect("is tried");
+        assert_eq!(line.contains("does not work"), !passes, "{line}");
+        assert!(!said.contains("the probe app"), "{said}");
+    }
+}

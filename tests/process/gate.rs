@@ -214,3 +214,111 @@ fn who_cannot_write_its_lease_file_does_not_own() {
     fs::remove_dir_all(memory.file(next).parent().expect("a folder")).expect("removes");
     assert_eq!(site.owner(epoch).0, owner);
 }
+
+/// A disk in memory that is as small as can be, and is gone with the test.
+struct Small(PathBuf);
+
+impl Small {
+    /// `None` where this user may not mount one.
+    fn mount(at: PathBuf) -> Option<Small> {
+        fs::create_dir_all(&at).expect("makes the folder");
+        let mounted = mount(&["-t", "tmpfs", "-o", "size=16k", "quorate-test"], &at);
+        mounted.then_some(Small(at))
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("lease.json")
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+fn mount(options: &[&str], at: &Path) -> bool {
+    let mut command = Command::new("mount");
+    command.args(options).arg(at).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_lease_file_that_is_on_a_full_or_read_only_disk_makes_the_device_give_way() {
+    let memory = InMemory::new();
+    let mut site = gated(&memory);
+    let disks: Vec<_> =
+        (0..3).map_while(|n| Small::mount(site.file(&format!("edge-{}/memory", n + 1)))).collect();
+    if disks.len() < 3 {
+        not_tested("lease files on a full disk: this user may not mount one");
+        return;
+    }
+    for (n, disk) in disks.iter().enumerate() {
+        site.tell(n, "QUORATE_WORKLOAD__LEASE_FILE", disk.file().display().to_string());
+    }
+    site.start_all();
+    let (full, epoch) = site.owner(0);
+    until("its lease file", || disks[full].file().exists().then_some(()));
+    let filler = disks[full].0.join("filler");
+    // As much as there is room for, and what the lease file gives back when it is replaced.
+    until("it to be full", || {
+        let _ = fs::write(&filler, vec![0; 1 << 16]);
+        let raised =
+            site.report(full).is_some_and(|r| r.conditions.iter().any(|c| c.name == "workload.unhealthy"));
+        raised.then_some(())
+    });
+    let why = site.condition(full, "workload.unhealthy");
+    assert!(why.contains("No space left"), "{why}");
+    let others: Vec<usize> = (0..3).filter(|n| *n != full).collect();
+    let (read_only, epoch) = site.owner_among(&others, epoch);
+    assert!(mount(&["-o", "remount,ro"], &disks[read_only].0), "remounts");
+    let why = site.condition(read_only, "workload.unhealthy");
+    assert!(why.contains("Read-only"), "{why}");
+    let third = 3 - full - read_only;
+    let (owner, epoch) = site.owner_among(&[third], epoch);
+    // With room again it may own again.
+    fs::remove_file(&filler).expect("removes");
+    site.reports(full, "it is well again", |r| r.conditions.iter().all(|c| c.name != "workload.unhealthy"));
+    site.signal(owner, Signal::KILL);
+    assert_eq!(site.owner_among(&[full, read_only], epoch).0, full);
+}
+
+#[test]
+fn a_socket_that_is_removed_or_taken_is_made_anew_and_one_client_too_many_is_told() {
+    use std::{io::BufRead as _, os::unix::net::UnixStream};
+    let workload = Some("kind = \"gate\"".to_owned());
+    let mut site = Site::with(Plan { workload, ..Plan::default() });
+    // Alone it owns nothing, and says so.
+    site.start(0);
+    site.up(0);
+    let path = site.file("edge-1/gate.sock");
+    let first_line = || {
+        let stream = UnixStream::connect(&path).ok()?;
+        stream.set_read_timeout(Some(super::site::PATIENCE)).ok()?;
+        let mut reader = std::io::BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line).ok().filter(|n| *n > 0)?;
+        Some((line, reader))
+    };
+    let (word, _first) = until("the first word", first_line);
+    assert!(word.starts_with("standby "), "{word}");
+    fs::remove_file(&path).expect("removes");
+    let mut held: Vec<_> = vec![until("the socket to be back", first_line)];
+    // Somebody else's file is not thrown away, and the device is not well while it lies there.
+    fs::remove_file(&path).expect("removes");
+    fs::write(&path, "mine").expect("writes");
+    assert!(site.condition(0, "workload.unhealthy").contains("is not a socket"));
+    assert_eq!(fs::read_to_string(&path).expect("is there"), "mine");
+    fs::remove_file(&path).expect("removes");
+    held.push(until("the socket to be back", first_line));
+    site.reports(0, "it is well again", |r| r.conditions.iter().all(|c| c.name != "workload.unhealthy"));
+    assert!(site.log(0).contains("it is made anew"), "{}", site.log(0));
+    let refused = until("the one too many", || {
+        let (line, reader) = first_line()?;
+        let full = line.contains("64 programs listen already");
+        held.push((line, reader));
+        full.then_some(held.len())
+    });
+    // The first client of all still listens.
+    assert_eq!(refused + 1, 65);
+}

@@ -1,5 +1,7 @@
 //! Real processes: real binaries, signals and the boot clock. What counts is what the workload itself recorded.
 
+mod attack;
+mod browser;
 mod cgroup;
 mod container;
 mod demo;
@@ -29,12 +31,18 @@ mod memory;
 mod mirror;
 #[cfg(feature = "emulator")]
 mod module;
+mod page;
+mod prometheus;
+mod ready;
 mod receipt;
 #[cfg(feature = "emulator")]
 mod secrets;
 mod site;
 mod stage;
 mod strangers;
+mod update;
+#[cfg(feature = "emulator")]
+mod update_deployed;
 mod workload;
 
 /// Says that a part of a test needs something that this machine lacks.

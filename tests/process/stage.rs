@@ -154,6 +154,7 @@ impl Stage {
             site_digest: SITE_DIGEST,
             members: self.members.clone(),
             control_socket: Some("/run/quorate/control.sock".into()),
+            notify: self.folder.join("notify.sock"),
             cgroup: self.cgroup,
             // The test itself has many children. The stand-in has none but fencers.
             adopts: false,
@@ -292,6 +293,7 @@ impl Stage {
                 "",
                 "",
                 "",
+                "0 0 0 0",
                 "0",
             ])
             .args(self.settings().command)

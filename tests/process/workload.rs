@@ -106,6 +106,43 @@ fn a_planned_stop_waits_for_a_workload_that_takes_its_time() {
 }
 
 #[test]
+fn a_workload_that_is_deaf_to_term_runs_on_one_device_at_a_time() {
+    let binary = env!("CARGO_BIN_EXE_quorate");
+    let words = serde_json::json!([binary, "tick-workload", "--file", "ticks", "--ignore-term"]);
+    let workload = format!("kind = \"process\"\nstop_timeout = \"300ms\"\ncommand = {words}");
+    let (mut site, first, epoch) = Site::running(Plan { workload: Some(workload), ..Plan::default() });
+    let ticks = |site: &Site, n: usize, epoch: u64| {
+        until("it to tick", || site.ticks_of(n).iter().any(|t| t.epoch.get() == epoch).then_some(()));
+    };
+    ticks(&site, first, epoch);
+    // A terminal that is closed changes nothing.
+    site.signal(first, rustix::process::Signal::HUP);
+    let pid = site.reports(first, "its process", |r| r.workload.pid.is_some()).workload.pid.expect("seen");
+    super::site::send(pid, rustix::process::Signal::KILL);
+    site.reports(first, "another process", |r| r.workload.pid.is_some_and(|other| other != pid));
+    assert!(site.runs(first) && site.owner(0) == (first, epoch));
+    site.signal(first, rustix::process::Signal::KILL);
+    site.left(first);
+    let others: Vec<usize> = (0..3).filter(|n| *n != first).collect();
+    let (second, epoch) = site.owner_among(&others, epoch);
+    ticks(&site, second, epoch);
+    site.start(first);
+    site.up(first);
+    site.freeze(second);
+    let others: Vec<usize> = (0..3).filter(|n| *n != second).collect();
+    let (third, epoch) = site.owner_among(&others, epoch);
+    ticks(&site, third, epoch);
+    site.signal(second, rustix::process::Signal::CONT);
+    let to = site.devices[(third + 1) % 3].id.clone();
+    until("a handover", || {
+        (site.ask(third, &["transfer", "--to", &to]).status.code() == Some(0)).then_some(())
+    });
+    let (last, epoch) = site.owner(epoch);
+    ticks(&site, last, epoch);
+    assert!(site.runs_without_overlap().len() >= 4);
+}
+
+#[test]
 fn a_process_runs_as_the_user_that_is_named_and_dies_with_its_fencer() {
     if !rustix::process::geteuid().is_root() {
         return super::not_tested("only root may start a process as another user");
@@ -178,4 +215,37 @@ fn devices_that_run_something_else_are_told_apart() {
     site.reports(owner, "no difference", |r| r.conditions.iter().all(|c| c.name != "build.differs"));
     assert_eq!(site.owner(0), (owner, epoch), "nothing moves by this");
     fs::remove_dir_all(model).expect("removes");
+}
+
+#[test]
+fn a_device_that_runs_something_else_does_not_take_over_where_that_is_forbidden() {
+    let plan = Plan { workload: Some("kind = \"process\"\ncommand = [\"./app\"]".into()), ..Plan::default() };
+    let mut site = Site::with(plan);
+    let app = "#!/bin/sh\nwhile true; do sleep 0.02; done\n";
+    for n in 0..3 {
+        write_program(&site.file(&format!("edge-{}/app", n + 1)), app);
+        site.tell(n, "QUORATE_SITE__DIFFERING_BUILDS", "block");
+    }
+    site.start_all();
+    let (owner, epoch) = site.owner(0);
+    let same = |r: &quorate::status::report::Report| r.members.iter().all(|m| m.fit);
+    site.reports(owner, "all to be fit", same);
+    let (updated, other) = ((owner + 1) % 3, (owner + 2) % 3);
+    write_program(&site.file(&format!("edge-{}/app", updated + 1)), &format!("{app}# newer\n"));
+    let id = site.devices[updated].id.clone();
+    let report =
+        site.reports(owner, "it to be kept from owning", |r| r.members.iter().any(|m| m.build_blocks));
+    let member = report.members.iter().find(|m| m.build_blocks).expect("just seen");
+    let why = member.unfit_reason.clone().unwrap_or_default();
+    assert!(member.device == id && why.contains("does not own until they are the same"), "{member:?}");
+    let detail = site.condition(owner, "build.differs");
+    assert!(detail.ends_with(&format!("because of that does not own: {id}")), "{detail}");
+    site.signal(owner, rustix::process::Signal::KILL);
+    assert_eq!(site.owner_among(&[updated, other], epoch).0, other);
+    // Whoever is named may.
+    site.start(owner);
+    let named = site.ask(other, &["transfer", "--to", &id, "--reason", "it is the newer one"]);
+    assert!(named.status.success(), "{named:?}");
+    let (now_owns, _) = site.owner(epoch + 1);
+    assert_eq!(now_owns, updated);
 }

@@ -1,7 +1,9 @@
 //! Stories of a simulated site, named by what a person at the plant would see. Every promise is checked at every
 //! simulated millisecond (`stage`), so a story only says what should happen besides.
 
+mod attack;
 mod brownout;
+mod builds;
 mod commands;
 mod day;
 mod election;

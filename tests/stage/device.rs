@@ -20,6 +20,7 @@ use quorate::{
         command::{Command, Transfer},
         moves::Policy,
         probe::Thresholds,
+        record::BuildPolicy,
     },
     probe::{self, Place, Probe, Target},
     raft::{Applied, Role, log::Contents, peer::Roster},
@@ -27,10 +28,10 @@ use quorate::{
     seal::Receipt,
     site::Site,
     status::{
-        door::{Answer, Door as _},
+        door::{Answer, Door as _, Permit},
         events::Events,
     },
-    workload::BoxFuture,
+    workload::{self, BoxFuture, OwnershipOnly},
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -76,14 +77,20 @@ pub enum Order {
     /// A person's wish, by the corridor that gRPC and the cloud share.
     Wish(Wish),
     Leave,
+    /// Another build is here now.
+    Build(String),
     /// A fencer shows its receipt.
     Hear(Receipt),
+    /// The workload cannot work here, or can again.
+    Ail(Option<String>),
 }
 
 /// What can be seen of a life from outside.
 pub struct Live {
     pub record: watch::Receiver<Applied>,
     pub answers: watch::Receiver<Answer>,
+    /// What programs on the device are told of their right to act.
+    pub permits: watch::Receiver<Permit>,
     pub elections: Arc<AtomicU64>,
     pub role: watch::Receiver<Role>,
     pub roster: Arc<Roster>,
@@ -145,6 +152,8 @@ pub struct Device {
     pub module: SimModule,
     pub fencer: Fencer,
     pub sees: Senses,
+    /// What is installed; `None`: nobody can tell.
+    pub build: Arc<Mutex<Option<String>>>,
     pub live: Arc<Mutex<Option<Live>>>,
     pub lives: Arc<AtomicU64>,
     pub orders: Arc<Mutex<Option<mpsc::UnboundedSender<Order>>>>,
@@ -192,6 +201,10 @@ pub(super) struct Site1 {
     pub hub: quorate::hub::Settings,
     /// Whether the plant and the workload are asked, and how willingly the ownership moves then.
     pub health: Option<Policy>,
+    /// Whether it says what it runs, and owns by this policy.
+    pub builds: Option<BuildPolicy>,
+    /// The workload runs everywhere and asks.
+    pub gate: bool,
     pub seed: u64,
 }
 
@@ -217,6 +230,11 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
     // A sidecar waits for whatever its predecessor left running before it takes part.
     workload.none_left().await;
     device.disk.reopen();
+    let (faces, stop) = (TaskTracker::new(), CancellationToken::new());
+    let workload: workload::Handle = match on.gate {
+        true => Arc::new(OwnershipOnly::new(clock.clone(), &faces, stop.clone())),
+        false => Arc::new(workload),
+    };
     let environment = Environment {
         clock: clock.clone(),
         dice: dice.split(),
@@ -226,7 +244,7 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
         boot_refusal: on.site.timing.refusal(),
         dialer: Arc::new(SimDialer { net: on.net.clone(), from: on.n }),
         incoming: on.net.listen(on.n),
-        workload: Arc::new(workload),
+        workload,
     };
     let node =
         Node::start(on.site.clone(), device.id.clone(), environment).await.map_err(|e| e.to_string())?;
@@ -236,6 +254,11 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
     let _state = node.mirror(Arc::new(device.line.clone()), on.hub.clone(), dice.split());
     let (face, ends) = node.module(Arc::new(device.module.clone()), &on.hub, dice.split());
     let node = Arc::new(node);
+    if let Some(policy) = on.builds {
+        node.compare_builds(policy);
+        let build = device.build.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        build.inspect(|build| node.declare_build(build));
+    }
     let surroundings = Surroundings {
         mirror: None,
         module: Some(face),
@@ -243,13 +266,13 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
         workload_conditions: watch::channel(Vec::new()).1,
         events: Events::default(),
     };
-    let (faces, stop) = (TaskTracker::new(), CancellationToken::new());
     let door = NodeDoor::open(node.clone(), surroundings, dice.split(), &faces, stop.clone());
     door.speak(ends);
     let _stop = stop.drop_guard();
     let live = Live {
         record: node.group.record(),
         answers: door.answers(),
+        permits: door.permits(),
         elections: node.elections.clone(),
         role: node.group.role(),
         roster: node.group.roster().clone(),
@@ -275,7 +298,9 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
                     node.leave().await;
                     return Ok(false);
                 }
+                Order::Build(build) => node.declare_build(&build),
                 Order::Hear(receipt) => node.group.attested(receipt),
+                Order::Ail(why) => node.ails("test", why),
                 Order::Wish(wish) => {
                     let door = door.clone();
                     node.spawn(async move {

@@ -31,12 +31,14 @@ use hub::SiteHub;
 use ledger::Ledger;
 use net::{Link, Net};
 use quorate::{
+    clock::{Clock as _, Moment},
     dice::Dice,
+    epoch::Epoch,
     hub::{Flag, Published},
     id::{DeviceId, SiteId, StoreId},
     ownership::{
         moves::Policy,
-        record::{Cause, Record},
+        record::{BuildPolicy, Cause, Record},
         view::Standing,
     },
     raft::{log::Contents, peer::Roster},
@@ -74,6 +76,9 @@ pub struct Stage {
     /// The highest epoch whose end a fencer has attested to the other members.
     pub proven: u64,
     promises: Box<Promises>,
+    /// Where the workload runs everywhere and asks: the epoch under which each device's may act, and until when, by the longest word
+    /// that anybody was told.
+    told: Option<Vec<Option<(Epoch, Moment)>>>,
 }
 
 /// What a stage is set up with.
@@ -97,6 +102,10 @@ pub struct Setup {
     pub commands: Vec<String>,
     /// Whether the plant and the workload are asked, and how willingly the ownership moves then.
     pub health: Option<Policy>,
+    /// Whether the devices say what they run, and own by this policy. Each runs "1" until it is told otherwise.
+    pub builds: Option<BuildPolicy>,
+    /// Whether the workload runs everywhere and asks.
+    pub gate: bool,
 }
 
 impl Default for Setup {
@@ -114,6 +123,8 @@ impl Default for Setup {
             edge: false,
             commands: quorate::hub::Settings::default().commands,
             health: None,
+            builds: None,
+            gate: std::env::var_os("QUORATE_SWEEP_GATE").is_some(),
         }
     }
 }
@@ -165,6 +176,7 @@ impl Stage {
                 module: hub.modules[n].clone(),
                 fencer,
                 sees: Senses::default(),
+                build: Arc::default(),
                 live: Arc::default(),
                 lives: Arc::default(),
                 orders: Arc::default(),
@@ -182,6 +194,8 @@ impl Stage {
                 n,
                 hub,
                 health: setup.health.clone(),
+                builds: setup.builds,
+                gate: setup.gate,
                 seed: dice.throw(),
             };
             sim.host(dice.throw(), move || Box::pin(life(own.clone(), on.clone())));
@@ -207,6 +221,7 @@ impl Stage {
             ordered: false,
             proven: 0,
             promises: Box::default(),
+            told: setup.gate.then(|| vec![None; count]),
         };
         for n in setup.absent {
             stage.crash(n);
@@ -238,10 +253,40 @@ impl Stage {
             device.fencer.mind_the_clock();
         }
         self.show_receipts();
+        self.ask();
         let mut promises = std::mem::take(&mut self.promises);
         let kept = promises.check(self);
         self.promises = promises;
         kept
+    }
+
+    /// Every device's workload asks whether it may act, and acts until the longest word that it was told is over.
+    fn ask(&mut self) {
+        let Some(told) = &mut self.told else { return };
+        for (n, held) in told.iter_mut().enumerate() {
+            let device = &self.devices[n];
+            let now = device.clock.now();
+            if held.is_some_and(|(_, until)| now >= until) {
+                *held = None;
+                self.ledger.end(&device.id);
+            }
+            if self.sim.frozen(n).is_some() {
+                continue;
+            }
+            let live = device.live.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(permit) = live.as_ref().map(|live| live.permits.borrow().at(now)) else { continue };
+            if !permit.active {
+                continue;
+            }
+            match held {
+                Some((epoch, until)) if *epoch == permit.epoch => *until = (*until).max(permit.until),
+                _ => {
+                    self.ledger.end(&device.id);
+                    self.ledger.begin(&device.id, permit.epoch, false);
+                    *held = Some((permit.epoch, permit.until));
+                }
+            }
+        }
     }
 
     /// A fencer whose sidecar is dead shows its receipt to every member that it can reach.

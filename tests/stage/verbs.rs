@@ -1,6 +1,9 @@
 //! What a story does to a site: power, processes, links, disks, wishes, clocks.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use quorate::{
     hub::{
@@ -29,6 +32,9 @@ impl Stage {
         self.net.power(n, false);
         self.sim.kill(n);
         self.devices[n].fencer.power_off();
+        if self.told.as_mut().is_some_and(|told| told[n].take().is_some()) {
+            self.ledger.end(&self.devices[n].id);
+        }
         self.devices[n].gone();
         self.rebooted[n] = true;
     }
@@ -41,6 +47,12 @@ impl Stage {
     /// Whether the workload would work on a device.
     pub fn works(&self, n: usize, works: bool) {
         self.devices[n].sees.workload.store(works, Ordering::Relaxed);
+    }
+
+    /// Another build is installed; the sidecar sees it at once if it is up.
+    pub fn install(&mut self, n: usize, build: &str) {
+        *self.devices[n].build.lock().unwrap_or_else(PoisonError::into_inner) = Some(build.into());
+        self.devices[n].tell(Order::Build(build.into()));
     }
 
     /// The sidecar alone is killed: its fencer stops the workload, within the grace. A machine that stood still goes on.

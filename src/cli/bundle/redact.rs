@@ -34,6 +34,11 @@ pub(super) fn is_secret(name: &str) -> bool {
     named && !name.ends_with("_file")
 }
 
+/// Whether a command stands there.
+fn is_command(path: &str) -> bool {
+    ["workload.command", "workload.on_owner", "workload.on_standby", "site.probes.target"].contains(&path)
+}
+
 /// A configuration without its secrets. `path` is where this part of it stands, such as `workload.env`.
 pub(super) fn settings(value: Value, path: &str) -> Value {
     let name = path.rsplit('.').next().unwrap_or_default();
@@ -43,12 +48,14 @@ pub(super) fn settings(value: Value, path: &str) -> Value {
             fields.into_iter().map(|(name, _)| (name, Value::from(REMOVED))).collect()
         }
         _ if path.starts_with("workload.env") || is_secret(name) => REMOVED.into(),
-        // The program, and how many arguments it gets.
-        Value::Array(words) if path.starts_with("workload.") => {
+        // The program, and how many arguments it gets. A probe's command is its target.
+        Value::Array(words) if path.starts_with("workload.") || path == "site.probes.target" => {
             let arguments = words.len().saturating_sub(1);
             let told = (arguments > 0).then(|| format!("({arguments} arguments removed)").into());
             words.into_iter().take(1).chain(told).collect()
         }
+        // As one text, which is a fault: nobody knows where the program ends.
+        Value::String(text) if is_command(path) && text.contains(char::is_whitespace) => REMOVED.into(),
         Value::Object(fields) => {
             let deeper =
                 |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };

@@ -5,6 +5,7 @@
 
 mod hub;
 mod measure;
+mod plant;
 mod verdict;
 mod workload;
 
@@ -88,10 +89,11 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
     let measured = Measured { writes, stalls, round_trips, needed: config.site.members.len() / 2 };
     let configured = verdict::against(&measured, &config.site.timing);
     let presets = verdict::presets(&measured);
-    let workload = workload::tries(&config).await;
-    let reasons = reasons(&configured, &[("hub", &hub), ("workload", &workload)]);
+    let (workload, plant) = tokio::join!(workload::tries(&config), plant::tries(&config));
+    let reasons = reasons(&configured, &[("hub", &hub), ("workload", &workload), ("plant", &plant)]);
     if args.json {
-        say(&json(&reasons, &measured, &members, &presets, &configured, (&workload, &hub)).to_string())?;
+        say(&json(&reasons, &measured, &members, &presets, &configured, (&workload, &plant, &hub))
+            .to_string())?;
     } else {
         let head = format!("{}: {} of {}", config.file.display(), config.me, config.site.id);
         say(&text(
@@ -100,7 +102,7 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
             &members,
             &presets,
             (&config.site.timing.to_string(), &configured),
-            &[("workload", &workload), ("hub", &hub)],
+            &[("workload", &workload), ("plant", &plant), ("hub", &hub)],
         ))?;
     }
     Ok(if reasons.is_empty() { DONE } else { NO })
@@ -137,7 +139,7 @@ fn json(
     members: &[Answer<'_>],
     presets: &[(Preset, Vec<String>)],
     configured: &[String],
-    (workload, hub): (&[hub::Tried], &[hub::Tried]),
+    (workload, plant, hub): (&[hub::Tried], &[hub::Tried], &[hub::Tried]),
 ) -> serde_json::Value {
     let members: Vec<_> = members
         .iter()
@@ -163,6 +165,7 @@ fn json(
         "network_judged": measured.majority().is_some(),
         "members": members,
         "workload": workload,
+        "plant": plant,
         "hub": hub,
     })
 }

@@ -6,11 +6,35 @@ use super::hub::Tried;
 use crate::{
     config::{Config, Workload},
     control::lease_file::LeaseFile,
+    raft::peer::VERSION,
     workload::{find_program, runtime::Runtime},
 };
 
-/// Each part of the door, and what is wrong with it.
+/// Each part of the door, and what is wrong with it; and what this device would say that it runs.
 pub(super) async fn tries(config: &Config) -> Vec<Tried> {
+    let mut all = door(config).await;
+    let image = match &config.workload {
+        Workload::Container { api, socket, name, .. } => match Runtime::new(*api, socket.clone(), name) {
+            Ok(runtime) => runtime.look().await.ok().flatten().and_then(|seen| seen.image),
+            Err(_) => None,
+        },
+        _ => None,
+    };
+    let covered = config.covered();
+    // A model may be large and the disk slow.
+    let made = tokio::task::spawn_blocking(move || covered.fingerprint(image.as_deref())).await;
+    let (build, error) = match made.map_err(|e| e.to_string()).and_then(|made| made) {
+        Ok(fingerprint) => (format!(" {VERSION}+{fingerprint}"), None),
+        Err(why) => (String::new(), Some(why)),
+    };
+    // What the door lacks is missing here too, and has been said.
+    if error.is_none() || all.iter().all(|tried| tried.error.is_none()) {
+        all.push(Tried { what: format!("the build{build}"), took_ms: 0, error });
+    }
+    all
+}
+
+async fn door(config: &Config) -> Vec<Tried> {
     let tried = |what: String, outcome: Result<(), String>| Tried { what, took_ms: 0, error: outcome.err() };
     match &config.workload {
         Workload::None => Vec::new(),
@@ -22,7 +46,15 @@ pub(super) async fn tries(config: &Config) -> Vec<Tried> {
                 let path = found.as_ref().map_or_else(|_| program.clone(), |path| path.display().to_string());
                 tried(format!("the program {path}"), found.map(|_| ()))
             };
-            programs.map(find).collect()
+            let mut all: Vec<Tried> = programs.map(find).collect();
+            if let Workload::Process { limits, user, .. } = &config.workload
+                && !limits.is_empty()
+            {
+                let ways = limits.ways(*user);
+                let by = ways.as_ref().map_or(String::new(), |by| format!(" (by {by})"));
+                all.push(tried(format!("the limits{by}"), ways.map(|_| ())));
+            }
+            all
         }
         Workload::Container { api, socket, name, .. } => {
             let runtime = Runtime::new(*api, socket.clone(), name);

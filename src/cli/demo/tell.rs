@@ -4,7 +4,11 @@ use std::{fmt::Write as _, time::Duration};
 
 use serde_json::{Value, json};
 
+use super::super::wrap;
 use crate::clock::{BootClock, Clock, Moment};
+
+/// What remains of 80 columns beside the time.
+const WIDTH: usize = 69;
 
 /// What came out.
 pub(super) struct Verdict {
@@ -59,7 +63,12 @@ impl Teller {
             self.object(event, facts);
         } else {
             let seconds = self.elapsed().as_secs_f64();
-            self.text(&format!("{seconds:7.2} s  {text}"));
+            // What is kept is there to be copied, and stays in one piece.
+            let width = if event == "kept" { usize::MAX } else { WIDTH };
+            for (n, line) in wrap(text, width).iter().enumerate() {
+                let head = if n == 0 { format!("{seconds:7.2} s  ") } else { " ".repeat(11) };
+                self.text(&format!("{head}{line}"));
+            }
         }
     }
 
@@ -90,11 +99,8 @@ impl Teller {
         );
         let overlap =
             if v.overlapped { format!("NO: {} ms", ms(v.overlap)) } else { "yes: never two at once".into() };
-        let _ = writeln!(
-            out,
-            "  one workload at a time   {overlap} (from {} tick records of {} runs)",
-            v.ticks, v.runs
-        );
+        let _ =
+            writeln!(out, "  one workload at a time   {overlap} ({} tick records, {} runs)", v.ticks, v.runs);
         let _ = writeln!(out, "  twins converged          {}", mark(v.converged));
         let _ = writeln!(out, "  owner's device lost      {} ms without a workload", ms(v.silent_loss_gap));
         let _ = writeln!(out, "  only its sidecar lost    {} ms", ms(v.crash_gap));

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     condition::{Condition, Raised},
-    status::report::{Hub, Knock, Member, Ordered, Orders, Owner, Role, Workload},
+    status::report::{Hub, Knock, Member, Ordered, Orders, Owner, Probe, Role, Workload},
 };
 
 fn report() -> Report {
@@ -13,6 +13,8 @@ fn report() -> Report {
         votes: reachable,
         last_heard_ms: Some(if reachable { 80 } else { 95_000 }),
         build: "0.1.0".into(),
+        incarnation: String::new(),
+        build_blocks: false,
         fit: unfit.is_none(),
         unfit_reason: unfit.map(str::to_owned),
         plant_seen: None,
@@ -98,6 +100,7 @@ epoch     17, true for 350 ms
 because   edge-2 claimed after edge-3 was not heard for 620 ms
 site      plant-7 as seen by edge-1: follower, up 2 h, version 0.1.0
 reserve   a majority is heard; no further device may fail
+trouble   no.spare
 
 DEVICE                  ROLE     STATE     LAST HEARD  MAY OWN      BUILD
 edge-1                  voter    reachable here        yes          0.1.0
@@ -139,6 +142,25 @@ fn a_device_that_does_not_mirror_is_not_said_to_fail_at_it() {
         "hub       hub: behind for 40 s, no success yet"
     );
     assert_eq!(shown(None, "module-twin", 0), "hub       hub: behind for 0 ms, no success yet");
+}
+
+#[test]
+fn says_which_device_sees_how_much_of_the_plant() {
+    let mut asks = report();
+    asks.probes = ["plc", "scada"]
+        .map(|name| Probe { name: name.into(), role: "plant".into(), ..Probe::default() })
+        .into();
+    asks.members[0].plant_seen = Some(1);
+    asks.members[1].plant_seen = Some(2);
+    asks.members[0].device = "x".repeat(60);
+    asks.members[0].build = "10.11.12+89db97".into();
+    let shown = text(&asks, Paint(false));
+    let rows: Vec<&str> = shown.lines().skip_while(|line| !line.starts_with("DEVICE")).take(4).collect();
+    assert!(rows[0].ends_with("MAY OWN  PLANT   BUILD"), "{shown}");
+    assert!(rows[1].contains("yes      1 of 2  10.11"), "{shown}");
+    assert!(rows[2].contains("yes      2 of 2  0.1.0"), "{shown}");
+    assert!(rows[3].contains("no       –       0.1.0"), "{shown}");
+    assert!(shown.lines().all(|line| line.chars().count() <= WIDTH), "{shown}");
 }
 
 #[test]

@@ -345,3 +345,14 @@ proptest! {
         prop_assert!(!decision.reason.to_string().is_empty() && !decision.reason.name().is_empty());
     }
 }
+
+#[test]
+fn others_are_told_of_a_device_by_its_name() {
+    let edge = DeviceId::new("edge-7").expect("a name");
+    let of = |why: &str| Reason::Unfit { why: why.into() }.of(&edge);
+    assert_eq!(
+        of("this device is drained by anna: this device is old"),
+        "edge-7 is drained by anna: this device is old"
+    );
+    assert_eq!(of("this sidecar is shutting down"), "edge-7's sidecar is shutting down");
+}

@@ -54,7 +54,10 @@ impl fmt::Display for Note {
 impl Record {
     /// The devices that may be chosen to own, in the order in which they are: the preferred one, then by name.
     pub fn candidates(&self) -> Vec<&DeviceId> {
-        let may = |device: &&DeviceId| self.may_own(device).and_then(|()| self.is_undrained(device)).is_ok();
+        let may = |device: &&DeviceId| {
+            let barred = self.is_undrained(device).and_then(|()| self.is_unblocked(device));
+            self.may_own(device).and(barred).is_ok()
+        };
         let mut devices: Vec<&DeviceId> = self.roles.keys().filter(may).collect();
         devices.sort_by_key(|device| self.preferred.as_ref() != Some(*device));
         devices
@@ -63,15 +66,17 @@ impl Record {
     /// May this device claim now, by what the record says? Who leads is not asked here.
     ///
     /// While the site is paused, only the device that owns or owned last may, and the one that was named to own next.
-    /// A drained device may only go on with what it owns, or owned last while the site is paused.
+    /// A drained device may only go on with what it owns, or owned last while the site is paused. One that runs something else than
+    /// the site does may not if it has said so, unless it was named.
     ///
     /// # Errors
-    /// [`Refusal::NotAMember`], [`Refusal::Witness`], [`Refusal::Drained`] or [`Refusal::Paused`].
+    /// [`Refusal::NotAMember`], [`Refusal::Witness`], [`Refusal::Drained`], [`Refusal::BuildDiffers`] or [`Refusal::Paused`].
     pub fn may_claim(&self, device: &DeviceId) -> Result<(), Refusal> {
         self.may_own(device)?;
         if !self.goes_on(device) {
             self.is_undrained(device)?;
         }
+        self.is_unblocked(device)?;
         let named = self.released.as_ref().and_then(|released| released.successor.as_ref());
         if self.paused.is_some() && named != Some(device) && !self.owned_last(device) {
             return Err(Refusal::Paused);
@@ -85,7 +90,7 @@ impl Record {
         self.is_held_by(device) || self.paused.is_some() && self.owned_last(device)
     }
 
-    fn owned_last(&self, device: &DeviceId) -> bool {
+    pub(super) fn owned_last(&self, device: &DeviceId) -> bool {
         self.history.back().is_some_and(|last| last.device == *device)
     }
 

@@ -3,7 +3,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     ownership::command::{
-        ConfirmMirror, Drain, DrainExactly, EndPause, LimitTiming, Order, RaiseFloor, SetPreferred,
+        ConfirmMirror, DeclareBuild, Drain, DrainExactly, EndPause, LimitTiming, Order, RaiseFloor,
+        SetPreferred,
     },
     site::Member,
     timing::{Settings, Timing},
@@ -95,6 +96,11 @@ fn confirm(epoch: u64, n: u8) -> Command {
     Command::ConfirmMirror(ConfirmMirror { epoch: e(epoch), by: device(n), etags, at_unix_ms: 8 })
 }
 
+fn declare(n: u8, build: u8, blocks: bool) -> Command {
+    let declared = Declared { build: build.to_string(), blocks };
+    Command::DeclareBuild(DeclareBuild { device: device(n), declared })
+}
+
 fn raise(above: u64) -> Command {
     Command::RaiseFloor(RaiseFloor { above: e(above), seen_in: "edge-1".into() })
 }
@@ -129,6 +135,22 @@ fn a_planned_handover_end_to_end() {
     );
     assert_eq!(r.history[0].until_unix_ms, Some(6));
     assert_eq!(r.handover, None);
+}
+
+#[test]
+fn why_an_owner_gave_up_is_kept_whoever_follows() {
+    for (named, next, cause, reason) in [
+        (Some(2), 2, Cause::HandedOver, "told to"),
+        (None, 2, Cause::OwnerLeft, "the owner left: told to"),
+        (Some(2), 1, Cause::HandoverFailed, "the chosen successor did not take over: told to"),
+    ] {
+        let mut r = Record::new(&site());
+        r.apply(&claim(1, 10, 0));
+        r.apply(&receipt(1, 10, 1, named));
+        assert_eq!(r.apply(&claim(next, 20, 1)), done(2));
+        let last = r.history.back().expect("two ownerships");
+        assert_eq!((last.cause, last.reason.as_str()), (cause, reason));
+    }
 }
 
 #[test]
@@ -393,6 +415,7 @@ fn any_order() -> impl Strategy<Value = Command> {
         (id(), proptest::option::of(1u8..5)).prop_map(|(id, n)| prefer(id, n)),
         (id(), proptest::option::of(0u32..7000)).prop_map(|(id, least)| limit(id, least)),
         (0u64..8, 1u8..5).prop_map(|(epoch, n)| confirm(epoch, n)),
+        (1u8..5, 0u8..3, any::<bool>()).prop_map(|(n, build, blocks)| declare(n, build, blocks)),
         prop_oneof![0u64..8, 0u64..=Epoch::MAX.get()].prop_map(raise),
     ]
 }

@@ -92,3 +92,34 @@ fn it_is_emptied_by_an_old_kernel_and_used_again() {
     cgroup.remove();
     assert!(!cgroup.dir().exists());
 }
+
+/// With plain files in place of the kernel's.
+#[test]
+fn a_limit_is_written_where_the_controller_is_and_refused_where_it_is_not() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let dir = parent.path().join("quorate-1-2");
+    fs::create_dir(&dir).expect("makes it");
+    let cgroup = Cgroup { dir: dir.clone(), name: "quorate-1-2".into() };
+    let line: Line = ("memory", "memory.max", "1048576".into());
+    let why = cgroup.limit(&line).expect_err("there is no such controller");
+    assert!(why.contains("no controller memory"), "{why}");
+    // It is enabled above first; here no kernel makes the file then.
+    fs::write(parent.path().join("cgroup.controllers"), "cpu memory pids\n").expect("writes");
+    fs::write(parent.path().join("cgroup.subtree_control"), "").expect("writes");
+    let why = cgroup.limit(&line).expect_err("there is no file");
+    assert!(why.contains("memory.max"), "{why}");
+    let enabled = fs::read_to_string(parent.path().join("cgroup.subtree_control")).expect("reads");
+    assert_eq!(enabled, "+memory");
+    fs::write(dir.join("memory.max"), "max").expect("writes");
+    assert_eq!(cgroup.limit(&line), Ok(()));
+    assert_eq!(fs::read_to_string(dir.join("memory.max")).expect("reads"), "1048576");
+}
+
+#[test]
+fn the_sidecar_makes_room_only_if_it_is_alone() {
+    let parent = tempfile::tempdir().expect("a folder");
+    fs::write(parent.path().join("cgroup.procs"), "1\n2\n").expect("writes");
+    let why = make_room(parent.path()).expect_err("others are there");
+    assert!(why.contains("must hold nothing else"), "{why}");
+    assert!(!parent.path().join(SIDECAR).exists());
+}
