@@ -37,7 +37,7 @@ mod sidecar;
 mod ticker;
 pub mod ticks;
 mod undo;
-mod user;
+pub mod user;
 mod wire;
 
 use std::{future::Future, pin::Pin, sync::Arc};
