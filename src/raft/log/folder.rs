@@ -58,7 +58,9 @@ pub enum Error {
         site: SiteId,
     },
     /// Another sidecar works in it.
-    #[error("the data folder {0} is in use by another sidecar; stop that one first")]
+    #[error(
+        "the data folder {0} is in use by another sidecar, or by `quorate check-workload`; stop that one first"
+    )]
     InUse(PathBuf),
     /// The member list has changed since the store was made.
     #[error(
@@ -357,9 +359,15 @@ fn write(folder: &Path, identity: &Identity) -> io::Result<()> {
     sync_folder(folder)
 }
 
-/// Locks the folder itself, before anything in it is touched.
-fn lock(folder: &Path) -> Result<Lock, Error> {
-    let file = File::open(folder).map_err(|e| Error::NotWritable(folder.to_owned(), e))?;
+/// Locks the folder itself, before anything in it is touched: no sidecar works in it, and none begins, until the lock is dropped.
+///
+/// # Errors
+/// [`Error`].
+pub fn lock(folder: &Path) -> Result<Lock, Error> {
+    let file = File::open(folder).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => Error::Missing(folder.to_owned()),
+        _ => Error::NotWritable(folder.to_owned(), e),
+    })?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse(folder.to_owned())),
         // Some file systems cannot lock a folder. The store's own lock is left then.
