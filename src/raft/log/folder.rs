@@ -278,7 +278,7 @@ fn begin_anew(
         "The store of device {} of site {} must not be used: {}\n\n\
          Its number: {}. The sidecar that found this: quorate {}.\n\
          The highest term that could still be read is {}, the highest epoch {}.\n\
-         The mark: {mark:?}.\n\n\
+         What it once held: {mark}.\n\n\
          The device began anew under store number {} and has no vote until the others take it in again.\n\
          What to do: 'A damaged store' in deploy/README.md. Only the newest three of these folders are kept.\n",
         renewed.device,
