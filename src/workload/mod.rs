@@ -37,6 +37,7 @@ mod sidecar;
 mod ticker;
 pub mod ticks;
 mod undo;
+mod undo_kept;
 mod user;
 mod wire;
 
