@@ -96,8 +96,8 @@ impl Driver {
                     true
                 });
             }
-            Event::Stopped { epoch, at } => {
-                tracing::info!(%epoch, %at, "the workload is stopped");
+            Event::Stopped { epoch, .. } => {
+                tracing::info!(%epoch, "the workload is stopped");
                 self.fail_start(|| Error::Late);
                 self.stopped();
             }
