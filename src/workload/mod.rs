@@ -38,7 +38,7 @@ mod ticker;
 pub mod ticks;
 mod undo;
 mod undo_kept;
-mod user;
+pub mod user;
 mod wire;
 
 use std::{future::Future, pin::Pin, sync::Arc};
