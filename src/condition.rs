@@ -71,7 +71,7 @@ conditions! {
     /// Nobody takes over of its own accord.
     SitePaused = "site.paused", Warning,
         "Somebody has paused the site: the device that owns goes on, and if it is lost no other takes over.",
-        "`quorate resume` once the work that it was paused for is done; `quorate transfer` moves the workload meanwhile.";
+        "`quorate resume` once the work that it was paused for is done. Meanwhile `quorate transfer` moves the workload from a device that owns; if the owner is lost, only `quorate resume` lets another take over (and `quorate undrain`, if all others are drained).";
     /// The owner's lease ran out.
     LeaseLapsed = "lease.lapsed", Warning,
         "The owner could not get its lease confirmed in time and has stopped the workload.",

@@ -202,6 +202,12 @@ impl Corridor for Puppet {
                 None | Some("edge-2") => {
                     Ok(Fulfilled { repeated: false, epoch: Epoch::new(18).expect("small"), owner })
                 }
+                // It owns by what this node says of itself.
+                Some("edge-1") => Ok(Fulfilled {
+                    repeated: true,
+                    epoch: Epoch::new(17).expect("small"),
+                    owner: device.cloned(),
+                }),
                 Some("edge-3") => Err(Refusal::Unfit("edge-3 is a witness and never owns".into())),
                 Some(other) => Err(Refusal::NoSuchDevice(format!("{other} is not a member of plant-7"))),
             }

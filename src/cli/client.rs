@@ -130,6 +130,9 @@ impl Target {
 }
 
 fn parse(text: &str) -> Result<Place, Trouble> {
+    if text.chars().any(char::is_control) {
+        return Err(usage(format!("{text:?} is not an endpoint: it holds control characters")));
+    }
     if let Some(path) = text.strip_prefix("unix:") {
         // Both unix:/path and unix:///path are in use.
         let path = path.strip_prefix("//").filter(|p| p.starts_with('/')).unwrap_or(path);
@@ -259,7 +262,7 @@ mod tests {
         assert_eq!(place(None, &both), Ok("http://h:1".into()));
         assert_eq!(place(Some("unix:///b.sock"), &both), Ok("unix:/b.sock".into()));
         assert_eq!(place(Some("10.0.0.1:7601"), &[]), Ok("http://10.0.0.1:7601".into()));
-        for wrong in ["unix:", "https://h:1", "http://h", "not an endpoint"] {
+        for wrong in ["unix:", "unix:/a\u{1b}[2J", "https://h:1", "http://h", "not an endpoint"] {
             assert_eq!(place(Some(wrong), &[]), Err(USAGE), "{wrong}");
         }
     }

@@ -4,6 +4,7 @@
 //! 2: cannot be reached, or refused. 64: the command line is wrong. 78: the configuration is wrong, so a restart will
 //! not help. A reader that goes away early (`quorate status | head`) is no error.
 
+mod asked;
 mod bundle;
 mod check;
 mod check_workload;
@@ -158,6 +159,12 @@ impl From<u8> for Stop {
     fn from(code: u8) -> Stop {
         Stop::Code(code)
     }
+}
+
+/// An answer that names the site it is of: whoever asks may have several.
+fn of_site(site: &str, answer: &str) -> String {
+    // A sidecar of an earlier version does not say it.
+    if site.is_empty() { answer.to_owned() } else { format!("{site}: {answer}") }
 }
 
 /// Writes text to stdout, with one line break at its end.

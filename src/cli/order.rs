@@ -6,9 +6,9 @@ use clap::builder::NonEmptyStringValueParser;
 use tonic::{Response, Status};
 
 use super::{
-    DONE, Stop,
+    DONE, Stop, asked,
     client::{Client, Target},
-    say,
+    of_site, say,
 };
 use crate::{
     clock::millis,
@@ -32,7 +32,7 @@ struct Common {
     /// Kept with the order and shown: why
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     reason: String,
-    /// Print {"epoch", "owner"}; the owner is null where the order was not about it
+    /// Print {"site", "epoch", "owner"}; the owner is null where the order was not about it
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -136,8 +136,7 @@ pub(super) enum Order {
 }
 
 pub(super) async fn run(order: Order, environment: &Environment) -> Result<u8, Stop> {
-    let actor =
-        environment.get("USER").or_else(|| environment.get("LOGNAME")).unwrap_or("quorate").to_owned();
+    let actor = asked::actor(environment);
     let (device, common) = match &order {
         Order::Pause(Pause { common, .. }) | Order::Resume(Resume { common }) => (None, common),
         Order::Drain(Drain { device, common }) | Order::Undrain(Undrain { device, common }) => {
@@ -145,17 +144,25 @@ pub(super) async fn run(order: Order, environment: &Environment) -> Result<u8, S
         }
         Order::Prefer(Prefer { device, common, .. }) => (Some(device.clone().unwrap_or_default()), common),
     };
+    asked::reason(&common.reason)?;
+    device.as_deref().filter(|device| !device.is_empty()).map_or(Ok(()), asked::device)?;
     let mut client = common.target.connect(environment, ORDER_TIME).await?;
     let reply = send(&mut client, &order, device.clone(), common.reason.clone(), actor).await;
-    let OrderReply { epoch, owner } = reply.map_err(|status| client.trouble(&status))?.into_inner();
+    let OrderReply { epoch, owner, site } = reply.map_err(|status| client.trouble(&status))?.into_inner();
     let owner = Some(owner).filter(|owner| !owner.is_empty());
     if common.json {
-        say(&serde_json::json!({ "epoch": epoch, "owner": owner }).to_string())?;
+        say(&serde_json::json!({ "site": site, "epoch": epoch, "owner": owner }).to_string())?;
         return Ok(DONE);
     }
     let device = device.unwrap_or_default();
-    let then = owner.map_or_else(String::new, |owner| format!("; {owner} owns, epoch {epoch}"));
-    say(&match order {
+    let then = match owner {
+        None => String::new(),
+        Some(owner) if owner == device => "; by the record it still owns, and the site is paused: \
+             `quorate transfer` moves the workload, or `quorate resume`"
+            .to_owned(),
+        Some(owner) => format!("; {owner} owns, epoch {epoch}"),
+    };
+    let answer = match order {
         Order::Pause(Pause { lasts: None, .. }) => {
             "paused: no device takes over until `quorate resume`".to_owned()
         }
@@ -168,7 +175,8 @@ pub(super) async fn run(order: Order, environment: &Environment) -> Result<u8, S
         Order::Undrain(_) => format!("{device} may own again"),
         Order::Prefer(_) if device.is_empty() => "no device is preferred".to_owned(),
         Order::Prefer(_) => format!("{device} is preferred"),
-    })?;
+    };
+    say(&of_site(&site, &answer))?;
     Ok(DONE)
 }
 

@@ -18,7 +18,7 @@ use super::proto::{
 use crate::{
     clock::{Clock, Moment, boottime_within, millis},
     id::DeviceId,
-    reconcile::commands::{Fulfilled, Order, PAUSE_MS, REASON_MAX, Refusal, Wish},
+    reconcile::commands::{ACTOR_MAX, Fulfilled, Order, PAUSE_MS, REASON_MAX, Refusal, Wish},
     status::{
         door::{Answer, Handle, Permit},
         events::Event,
@@ -31,7 +31,6 @@ use crate::{
 const STREAMS_MAX: usize = 64;
 /// The longest that an order is waited for; what the node began, it finishes without us.
 const ORDER_TIME: Duration = Duration::from_secs(75);
-const ACTOR_MAX_BYTES: usize = 128;
 
 /// Both services. Cheap to clone; clones share the limit on streams.
 #[derive(Clone)]
@@ -58,7 +57,7 @@ impl Service {
     /// Passes a person's or program's order on to the node.
     async fn order(&self, order: Order, reason: String, actor: String) -> Result<Fulfilled, Status> {
         plain("reason", &reason, REASON_MAX)?;
-        plain("actor", &actor, ACTOR_MAX_BYTES)?;
+        plain("actor", &actor, ACTOR_MAX)?;
         let actor = if actor.is_empty() { "unknown".to_owned() } else { actor };
         tracing::info!(actor, why = reason, "ordered: {order}");
         let wish = Wish { id: None, order, reason, actor, base: None, expires_unix_ms: 0 };
@@ -75,6 +74,18 @@ impl Service {
                 Err(Status::deadline_exceeded("it was begun and is not confirmed yet; ask `quorate status`"))
             }
         }
+    }
+
+    /// What became of an order that is not about who owns next.
+    async fn lasting(
+        &self,
+        order: Order,
+        reason: String,
+        actor: String,
+    ) -> Result<Response<OrderReply>, Status> {
+        let done = self.order(order, reason, actor).await?;
+        let owner = done.owner.map(|device| device.to_string()).unwrap_or_default();
+        Ok(Response::new(OrderReply { epoch: done.epoch.get(), owner, site: self.door.site().to_string() }))
     }
 
     pub(super) fn door(&self) -> &Handle {
@@ -175,7 +186,8 @@ impl Control for Service {
         let to = if to.is_empty() { None } else { Some(device(&to)?) };
         let done = self.order(Order::Transfer(to), reason, actor).await?;
         let device = done.owner.map(|device| device.to_string()).unwrap_or_default();
-        Ok(Response::new(TransferReply { device, epoch: done.epoch.get() }))
+        let (site, already) = (self.door.site().to_string(), done.repeated);
+        Ok(Response::new(TransferReply { device, epoch: done.epoch.get(), site, already }))
     }
 
     async fn pause(&self, request: Request<OrderRequest>) -> Result<Response<OrderReply>, Status> {
@@ -185,7 +197,7 @@ impl Control for Service {
             return Err(Status::invalid_argument(format!("for_ms is neither 0 nor {least} to {most}")));
         }
         let lasts = (for_ms != 0).then(|| Duration::from_millis(for_ms));
-        self.order(Order::Pause(lasts), reason, actor).await.map(reply)
+        self.lasting(Order::Pause(lasts), reason, actor).await
     }
 
     async fn resume(&self, request: Request<OrderRequest>) -> Result<Response<OrderReply>, Status> {
@@ -193,23 +205,23 @@ impl Control for Service {
         if for_ms != 0 {
             return Err(Status::invalid_argument("for_ms is for Pause alone"));
         }
-        self.order(Order::Resume, reason, actor).await.map(reply)
+        self.lasting(Order::Resume, reason, actor).await
     }
 
     async fn drain(&self, request: Request<DeviceRequest>) -> Result<Response<OrderReply>, Status> {
         let DeviceRequest { device: name, reason, actor } = request.into_inner();
-        self.order(Order::Drain(device(&name)?), reason, actor).await.map(reply)
+        self.lasting(Order::Drain(device(&name)?), reason, actor).await
     }
 
     async fn undrain(&self, request: Request<DeviceRequest>) -> Result<Response<OrderReply>, Status> {
         let DeviceRequest { device: name, reason, actor } = request.into_inner();
-        self.order(Order::Undrain(device(&name)?), reason, actor).await.map(reply)
+        self.lasting(Order::Undrain(device(&name)?), reason, actor).await
     }
 
     async fn prefer(&self, request: Request<DeviceRequest>) -> Result<Response<OrderReply>, Status> {
         let DeviceRequest { device: name, reason, actor } = request.into_inner();
         let preferred = if name.is_empty() { None } else { Some(device(&name)?) };
-        self.order(Order::Prefer(preferred), reason, actor).await.map(reply)
+        self.lasting(Order::Prefer(preferred), reason, actor).await
     }
 }
 
@@ -221,11 +233,6 @@ fn event(event: Event) -> proto::Event {
 
 fn device(name: &str) -> Result<DeviceId, Status> {
     DeviceId::new(name).map_err(|e| Status::invalid_argument(format!("the device id {e}")))
-}
-
-fn reply(done: Fulfilled) -> Response<OrderReply> {
-    let owner = done.owner.map(|device| device.to_string()).unwrap_or_default();
-    Response::new(OrderReply { epoch: done.epoch.get(), owner })
 }
 
 #[tonic::async_trait]

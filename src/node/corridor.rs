@@ -8,7 +8,7 @@ use std::{sync::PoisonError, time::Duration};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use super::door::NodeDoor;
+use super::{door::NodeDoor, report::pause_in_words};
 use crate::{
     clock::millis,
     epoch::Epoch,
@@ -16,7 +16,7 @@ use crate::{
     id::{DeviceId, SiteId},
     ownership::{
         command::{self, Command, Drain, DrainExactly, LimitTiming, Outcome, SetPreferred},
-        record::Record,
+        record::{Ownership, Record},
     },
     raft::ProposeError,
     reconcile::commands::{CLOCK_MIN_MS, Corridor, Fulfilled, Order, Refusal, Wish},
@@ -39,7 +39,8 @@ impl NodeDoor {
     /// Why not.
     fn is_fit(&self, device: &DeviceId) -> Result<(), String> {
         let (roster, now) = (self.node.group.roster(), self.node.clock().now());
-        let member = roster.site.member(device).ok_or(format!("{device} is not a member of this site"))?;
+        let member =
+            roster.site.member(device).ok_or(format!("{device} is not a member of {}", roster.site.id))?;
         if !member.role.may_own() {
             return Err(format!("{device} is a {}: it votes and never owns", member.role));
         }
@@ -68,7 +69,7 @@ impl NodeDoor {
             return Ok(());
         }
         let known: Vec<_> = site.members.iter().map(|m| m.device.to_string()).collect();
-        Err(Refusal::NoSuchDevice(format!("{device} is not a member of this site ({})", known.join(", "))))
+        Err(Refusal::NoSuchDevice(format!("{device} is not a member of {} ({})", site.id, known.join(", "))))
     }
 
     /// The first fit device that is chosen among those that `may`.
@@ -111,6 +112,41 @@ impl NodeDoor {
         }
     }
 
+    /// In a paused site nobody ends an ownership but the owner itself. One that is gone would be waited for in vain.
+    async fn hands_over(&self, record: &Record) -> Result<(), Refusal> {
+        let Some(pause) = &record.paused else { return Ok(()) };
+        let gone = match &record.owner {
+            Some(owner) => self.is_gone(owner).await,
+            None => absent(record),
+        };
+        match gone {
+            None => Ok(()),
+            Some(gone) => Err(Refusal::NotNow({
+                let (pause, waits) = (pause_in_words(pause), waits_for_resume(record));
+                format!("{gone}, and the site is paused {pause}, so {waits}")
+            })),
+        }
+    }
+
+    /// Why this owner will not hand over, if it surely does not.
+    async fn is_gone(&self, owner: &Ownership) -> Option<String> {
+        let (group, device) = (&self.node.group, &owner.device);
+        let roster = group.roster();
+        let (life, says) = if *device == roster.me {
+            let unfit = self.node.unfit.borrow().as_ref().map(ToString::to_string);
+            (Some(roster.incarnation), unfit.unwrap_or_default())
+        } else {
+            // Once more, for a message that was lost.
+            if !group.greet(device, ASKED).await && !group.greet(device, ASKED).await {
+                return Some(format!("{device}, which owned last, does not answer"));
+            }
+            roster.contact(device).map(|contact| (contact.incarnation, contact.unfit))?
+        };
+        // In the life in which it claimed it gives up when it is asked to, fit or not.
+        let anew = life != Some(owner.incarnation) && !says.is_empty();
+        anew.then(|| format!("{device}, which owned last, has started again and says: {says}"))
+    }
+
     async fn fulfil(&self, wish: Wish) -> Result<Fulfilled, Refusal> {
         let mut watch = self.node.group.record();
         let before = watch.borrow_and_update().record.clone();
@@ -119,12 +155,22 @@ impl NodeDoor {
             return Ok(Fulfilled { repeated: true, epoch, owner });
         }
         self.hears_a_quorum().await?;
+        if let Order::Transfer(_) = wish.order {
+            self.hands_over(&before).await?;
+        }
         if let Some(base) = wish.base.filter(|base| *base != before.epoch) {
             return Err(Refusal::Stale(command::Refusal::Superseded { now: before.epoch, base }.to_string()));
         }
         let owner = before.owner.as_ref().map(|owner| owner.device.clone());
         let order = wish.order.clone();
+        // A wish with a number is remembered by the record, or its repeat would move the ownership later.
+        let moves = wish.id.is_some() || before.is_handing_over();
         let (command, then) = self.command(wish, &before)?;
+        if let (false, Then::Owns(to)) = (moves, &then)
+            && before.is_held_by(to)
+        {
+            return Ok(Fulfilled { repeated: true, epoch: before.epoch, owner });
+        }
         let done = match self.node.group.propose(command, LIMIT).await {
             Ok(Outcome::Done { epoch }) => Fulfilled { repeated: false, epoch, owner: None },
             Ok(Outcome::Repeated { epoch }) => {
@@ -235,6 +281,26 @@ impl NodeDoor {
     }
 }
 
+/// Why nobody is there to hand over, if nobody owns and nobody was named to own next.
+pub(super) fn absent(record: &Record) -> Option<String> {
+    let named = record.released.as_ref().is_some_and(|released| released.successor.is_some());
+    match (&record.owner, record.history.back()) {
+        (Some(_), _) => None,
+        (None, _) if named => None,
+        (None, Some(last)) => Some(format!("{}, which owned last, has given up", last.device)),
+        (None, None) => Some("nobody has owned yet".into()),
+    }
+}
+
+/// What a paused site without an owner waits for.
+pub(super) fn waits_for_resume(record: &Record) -> String {
+    let last = record.history.back().map(|last| &last.device);
+    let others = record.candidates().iter().any(|device| Some(*device) != last);
+    let also = if others { "" } else { ", once one is undrained (`quorate undrain`)" };
+    let back = last.map_or_else(String::new, |last| format!(", or bring {last} back"));
+    format!("no other takes over: `quorate resume` lets one{also}{back}")
+}
+
 /// When a pause ends that begins now. A device whose clock was never set cannot tell: its pause would be over at once.
 fn end_of_pause(now: u64, lasts: Duration) -> Result<u64, Refusal> {
     if now < CLOCK_MIN_MS {
@@ -335,6 +401,47 @@ impl Corridor for NodeDoor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_paused_site_without_owner_waits_for() {
+        let device = |name: &str| DeviceId::new(name).expect("a name");
+        let site = crate::site::Site {
+            id: SiteId::new("plant-7").expect("a name"),
+            members: ["edge-1", "edge-2"]
+                .map(|name| crate::site::Member {
+                    device: device(name),
+                    address: format!("{name}:7600"),
+                    role: crate::site::Role::Voter,
+                })
+                .into(),
+            timing: crate::timing::Timing::new(&crate::timing::Settings::default()).expect("holds"),
+        };
+        let mut record = Record::new(&site);
+        assert_eq!(absent(&record).as_deref(), Some("nobody has owned yet"));
+        assert_eq!(waits_for_resume(&record), "no other takes over: `quorate resume` lets one");
+        let claim = command::Claim {
+            device: device("edge-1"),
+            incarnation: crate::id::Incarnation(1),
+            base: Epoch::ZERO,
+            at_unix_ms: 0,
+            seal: None,
+            proof: None,
+        };
+        record.apply(&Command::Claim(claim));
+        assert_eq!(absent(&record), None, "whether it is there, its device must say");
+        assert!(waits_for_resume(&record).ends_with("lets one, or bring edge-1 back"));
+        let order = command::Order {
+            id: 1,
+            actor: "ann".into(),
+            reason: String::new(),
+            at_unix_ms: 0,
+            base: None,
+            expires_unix_ms: 0,
+            until_unix_ms: None,
+        };
+        record.apply(&Command::Drain(Drain { order, device: device("edge-2") }));
+        assert!(waits_for_resume(&record).contains("once one is undrained (`quorate undrain`), or bring"));
+    }
 
     #[test]
     fn a_clock_that_was_never_set_ends_no_pause() {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    corridor::waits_for_resume,
     door::{NodeDoor, Surroundings, answer, own},
     module::ModuleFace,
 };
@@ -354,8 +355,13 @@ impl NodeDoor {
             });
             raised.push(Raised::new(Condition::NoOwner, why));
         }
-        if let Some(paused) = &node.group.record().borrow().record.paused {
-            raised.push(Raised::new(Condition::SitePaused, pause_in_words(paused)));
+        let record = node.group.record().borrow().record.clone();
+        if let Some(pause) = &record.paused {
+            let mut detail = pause_in_words(pause);
+            if !owner_known && settled && quorum {
+                detail = format!("{detail}; nobody owns, and {}", waits_for_resume(&record));
+            }
+            raised.push(Raised::new(Condition::SitePaused, detail));
         }
         if let Some(Reason::LeaseLapsed { epoch }) = node.decided.borrow().as_ref().map(|d| d.reason.clone())
         {

@@ -25,6 +25,8 @@ use crate::{
 
 /// The longest reason that is kept, in bytes.
 pub const REASON_MAX: usize = 256;
+/// The longest name of who asks, in bytes.
+pub const ACTOR_MAX: usize = 128;
 /// The longest reason that a twin is told, in bytes: one value too long, and the hub refuses all that is said with it.
 const TOLD_MAX: usize = 512;
 /// A command from the cloud is valid for at most so long.
@@ -89,7 +91,7 @@ pub struct Wish {
     pub order: Order,
     /// Why: at most [`REASON_MAX`] bytes, no control characters; may be empty.
     pub reason: String,
-    /// Who asks: at most 128 bytes, no control characters, never empty.
+    /// Who asks: at most [`ACTOR_MAX`] bytes, no control characters, never empty.
     pub actor: String,
     /// The epoch that it is about, if it is void once another ownership began.
     pub base: Option<Epoch>,
@@ -100,7 +102,7 @@ pub struct Wish {
 /// What came of a wish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fulfilled {
-    /// It had been executed before, and nothing was done now.
+    /// It had been executed before, or is so already, and nothing was done now.
     pub repeated: bool,
     /// The record's epoch after it was executed.
     pub epoch: Epoch,

@@ -184,6 +184,7 @@ mod tests {
 
     /// In a session of its own: one that began outside of this process id namespace, as a container's may, has the number 0 here.
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "the test starts itself in a session of its own")]
     fn only_the_workloads_own_processes_are_heard() {
         const ALONE: &str = "QUORATE_TEST_ALONE";
         if std::env::var_os(ALONE).is_some() {

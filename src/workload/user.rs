@@ -31,6 +31,13 @@ impl User {
     }
 }
 
+/// The name that a user's number has in `passwd`, the contents of a file as in passwd(5).
+pub fn name_of(uid: u32, passwd: &str) -> Option<&str> {
+    let lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let mut of_it = lines.filter(|fields| fields.get(2).and_then(|n| n.parse().ok()) == Some(uid));
+    of_it.find_map(|fields| fields.first().copied().filter(|name| !name.is_empty()))
+}
+
 impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.uid, self.gid)
@@ -65,6 +72,8 @@ mod tests {
         for wrong in ["", "nobody", "broken", "7:", ":7", "-1", "4294967295", "99999999999", "7:8:9"] {
             assert!(named(wrong).is_err(), "{wrong}");
         }
+        assert_eq!((name_of(1001, passwd), name_of(33, passwd)), (Some("app"), None));
+        assert_eq!((name_of(0, ""), name_of(0, "::0:0\n:x:0")), (None, None));
         assert_eq!(User { uid: 1, gid: 2 }.to_string().parse(), Ok(User { uid: 1, gid: 2 }));
     }
 }

@@ -114,8 +114,17 @@ async fn status_why_and_transfer_print_what_the_sidecar_says() {
     let output = quorate(&["transfer", "--to", "edge-2", "--reason", "disk", "--endpoint", &endpoint]).await;
     assert_eq!(
         (output.status.code(), text(&output.stdout).as_str()),
-        (Some(0), "edge-2 owns now, epoch 18\n")
+        (Some(0), "plant-7: edge-2 owns now, epoch 18\n")
     );
+    let output = quorate(&["transfer", "--to", "edge-1", "--endpoint", &endpoint]).await;
+    assert_eq!(
+        (output.status.code(), text(&output.stdout).as_str()),
+        (Some(0), "plant-7: edge-1 owns already, epoch 17\n")
+    );
+    let output = quorate(&["transfer", "--to", "edge-1", "--json", "--endpoint", &endpoint]).await;
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let expected = serde_json::json!({"site": "plant-7", "device": "edge-1", "epoch": 17, "already": true});
+    assert_eq!(answer, expected);
     {
         let asked = grpc.puppet.asked.lock().expect("no panic");
         assert_eq!((asked[0].actor.as_str(), asked[0].reason.as_str()), ("ann", "disk"));
@@ -133,13 +142,21 @@ async fn orders_print_what_became_of_them() {
     let grpc = Grpc::start().await;
     let endpoint = format!("http://{}", grpc.address);
     for (words, said) in [
-        (&["pause", "--reason", "switch"][..], "paused: no device takes over until `quorate resume`\n"),
-        (&["resume"], "resumed: any fit device may take over again\n"),
-        (&["drain", "edge-2"], "edge-2 is drained\n"),
-        (&["undrain", "edge-2"], "edge-2 may own again\n"),
-        (&["prefer", "edge-2"], "edge-2 is preferred\n"),
-        (&["prefer", "--none"], "no device is preferred\n"),
-        (&["pause", "--json"], "{\"epoch\":18,\"owner\":null}\n"),
+        (
+            &["pause", "--reason", "switch"][..],
+            "plant-7: paused: no device takes over until `quorate resume`\n",
+        ),
+        (&["resume"], "plant-7: resumed: any fit device may take over again\n"),
+        (&["drain", "edge-2"], "plant-7: edge-2 is drained\n"),
+        (&["undrain", "edge-2"], "plant-7: edge-2 may own again\n"),
+        (&["prefer", "edge-2"], "plant-7: edge-2 is preferred\n"),
+        (&["prefer", "--none"], "plant-7: no device is preferred\n"),
+        (
+            &["drain", "edge-1"],
+            "plant-7: edge-1 is drained; by the record it still owns, and the site is paused: \
+             `quorate transfer` moves the workload, or `quorate resume`\n",
+        ),
+        (&["pause", "--json"], "{\"epoch\":18,\"owner\":null,\"site\":\"plant-7\"}\n"),
     ] {
         let output = quorate(&[words, &["--endpoint", &endpoint]].concat()).await;
         assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(0), said), "{words:?}");
@@ -149,6 +166,48 @@ async fn orders_print_what_became_of_them() {
     let output = quorate(&["drain", "edge-9", "--endpoint", &endpoint]).await;
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).starts_with("quorate: edge-9 is not a member of plant-7\n  hint: "));
+}
+
+#[tokio::test]
+async fn an_order_is_somebodys_also_where_the_session_has_no_name() {
+    let grpc = Grpc::start().await;
+    let endpoint = format!("http://{}", grpc.address);
+    #[expect(clippy::disallowed_methods, reason = "tests start the real binary")]
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_quorate"));
+    command.args(["pause", "--endpoint", &endpoint]).env_clear().kill_on_drop(true);
+    assert!(command.status().await.expect("the binary starts").success());
+    let actor = grpc.puppet.asked.lock().expect("no panic")[0].actor.clone();
+    let uid = rustix::process::getuid().as_raw();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let mine = passwd.lines().find(|line| line.split(':').nth(2) == Some(&uid.to_string()));
+    let name = mine.map_or_else(|| format!("uid {uid}"), |line| line.split(':').take(1).collect());
+    assert_eq!(actor, name);
+}
+
+#[tokio::test]
+async fn what_no_order_can_carry_is_said_with_what_to_write_instead() {
+    let grpc = Grpc::start().await;
+    let endpoint = format!("http://{}", grpc.address);
+    for (words, said, hint) in [
+        (
+            &["pause", "--reason", "two\nlines"][..],
+            "--reason holds the control character '\\n'",
+            "one plain line",
+        ),
+        (&["transfer", "--reason", "\u{1b}[2J"], "the control character '\\u{1b}'", "one plain line"),
+        (&["drain", "edge-2\n"], "\"edge-2\\n\" is no device id: it holds '\\n'", "`quorate status`"),
+        (&["transfer", "--to", "\u{7}"], "\"\\u{7}\" is no device id", "`quorate status`"),
+    ] {
+        let output = quorate(&[words, &["--endpoint", &endpoint]].concat()).await;
+        let (message, advice) = text(&output.stderr)
+            .split_once("\n  hint: ")
+            .map(|(m, h)| (m.to_owned(), h.to_owned()))
+            .expect("a hint");
+        assert_eq!(output.status.code(), Some(64), "{message}");
+        assert!(message.contains(said) && advice.contains(hint), "{message:?} {advice:?}");
+        assert!(!message.chars().any(char::is_control), "{message:?}");
+    }
+    assert!(grpc.puppet.asked.lock().expect("no panic").is_empty(), "no sidecar was bothered");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use quorate::{
         command::{self, Command, RaiseFloor},
         record::Cause,
     },
-    reconcile::commands::{Order, Wish},
+    reconcile::commands::{Fulfilled, Order, Refusal, Wish},
 };
 
 use std::time::Duration;
@@ -43,19 +43,31 @@ fn while_paused_nobody_takes_over_until_somebody_resumes() {
     }
 }
 
+/// What a person at the command line wants.
+fn wanted(order: Order) -> Wish {
+    Wish {
+        id: None,
+        order,
+        reason: "new switch".into(),
+        actor: "anna".into(),
+        base: None,
+        expires_unix_ms: 0,
+    }
+}
+
+/// Somebody at the command line orders something; what is said to that, and after how long.
+fn asked(stage: &mut Stage, at: usize, order: Order) -> (Result<Fulfilled, Refusal>, Duration) {
+    let came = stage.devices[at].came.clone();
+    let said = || came.lock().expect("no panic").clone();
+    let before = said().len();
+    stage.wish(at, wanted(order));
+    let took = stage.until(90 * S, "an answer", |_| said().len() > before);
+    (said()[before].clone(), took)
+}
+
 /// Somebody pauses the site for a time, as at the command line.
 fn pause_for(stage: &mut Stage, at: usize, lasts: Duration) {
-    stage.wish(
-        at,
-        Wish {
-            id: None,
-            order: Order::Pause(Some(lasts)),
-            reason: "new switch".into(),
-            actor: "anna".into(),
-            base: None,
-            expires_unix_ms: 0,
-        },
-    );
+    stage.wish(at, wanted(Order::Pause(Some(lasts))));
     stage.until(S, "the site is paused", |s| s.record().is_some_and(|r| r.paused.is_some()));
 }
 
@@ -87,6 +99,73 @@ fn a_pause_for_a_time_outlives_every_restart_and_ends() {
     assert!(stage.record().is_some_and(|r| r.paused.as_ref().is_some_and(|p| p.until_unix_ms.is_some())));
     stage.until(25 * S, "the pause ends", |s| s.record().is_some_and(|r| r.paused.is_none()));
     assert_eq!(stage.running(), Some(owner), "and nothing moves");
+}
+
+/// Nobody is there to hand over: that is said at once, and what to do.
+#[test]
+fn a_handover_in_a_paused_site_without_owner_is_refused_at_once() {
+    for leaves in [false, true] {
+        let (mut stage, owner) = paused(1);
+        match leaves {
+            true => stage.leave(owner),
+            false => stage.crash(owner),
+        }
+        // Also right after the loss, when it was heard a moment ago.
+        for pass in [200 * MS, 20 * S] {
+            stage.pass(pass);
+            let target = other(&stage, owner);
+            for to in [None, Some(stage.devices[target].id.clone())] {
+                let (said, took) = asked(&mut stage, target, Order::Transfer(to));
+                let Err(Refusal::NotNow(why)) = said else { panic!("{said:?}") };
+                let named = why.contains(stage.devices[owner].id.as_str()) && why.contains("by anna");
+                assert!(named && why.contains("`quorate resume`"), "{why}");
+                assert!(took <= 2 * S, "{took:?}");
+            }
+        }
+        assert_eq!((stage.running(), stage.epochs()), (None, vec![1]));
+        let at = other(&stage, owner);
+        let (said, _) = asked(&mut stage, at, Order::Resume);
+        said.expect("is done");
+        assert_ne!(stage.someone_runs(bound() + S), owner, "the advice helps");
+    }
+}
+
+/// As above, and the owner's device is back, where its workload cannot work.
+#[test]
+fn a_handover_from_an_owner_that_came_back_sick_is_refused_at_once() {
+    let (mut stage, owner) = paused(1);
+    stage.kill_sidecar(owner);
+    stage.start(owner);
+    // It is up, and does not vote yet.
+    stage.pass(50 * MS);
+    stage.ails(owner, Some("its disk is gone"));
+    stage.pass(S);
+    assert_eq!(stage.running(), None);
+    for at in [owner, other(&stage, owner)] {
+        let (said, took) = asked(&mut stage, at, Order::Transfer(None));
+        let Err(Refusal::NotNow(why)) = said else { panic!("{said:?}") };
+        assert!(why.contains("its disk is gone") && took <= S, "{why}, {took:?}");
+    }
+    stage.ails(owner, None);
+    assert_eq!(stage.someone_runs(bound() * 2 + S), owner);
+}
+
+#[test]
+fn a_handover_to_whoever_owns_is_done_already() {
+    for is_paused in [false, true] {
+        let (mut stage, owner) = if is_paused { paused(1) } else { running(Setup::default()) };
+        let to = stage.devices[owner].id.clone();
+        for at in [owner, other(&stage, owner)] {
+            let (said, _) = asked(&mut stage, at, Order::Transfer(Some(to.clone())));
+            let epoch = stage.record().expect("somebody is up").epoch;
+            assert_eq!(said, Ok(Fulfilled { repeated: true, epoch, owner: Some(to.clone()) }));
+        }
+        stage.pass(10 * S);
+        assert_eq!((stage.running(), stage.epochs()), (Some(owner), vec![1]));
+        let (said, took) = asked(&mut stage, owner, Order::Transfer(None));
+        let next = said.expect("is done");
+        assert!(!next.repeated && next.owner.is_some_and(|next| next != to) && took < 2 * S, "{took:?}");
+    }
 }
 
 /// A wall clock that is wrong ends a pause early or late, and that is all.

@@ -24,7 +24,7 @@ use quorate::{
     },
     probe::{self, Place, Probe, Target},
     raft::{Applied, Role, log::Contents, peer::Roster},
-    reconcile::commands::{Corridor as _, Wish},
+    reconcile::commands::{Corridor as _, Fulfilled, Refusal, Wish},
     seal::Receipt,
     site::Site,
     status::{
@@ -157,6 +157,8 @@ pub struct Device {
     pub live: Arc<Mutex<Option<Live>>>,
     pub lives: Arc<AtomicU64>,
     pub orders: Arc<Mutex<Option<mpsc::UnboundedSender<Order>>>>,
+    /// What came of the wishes, in the order in which that was known.
+    pub came: Arc<Mutex<Vec<Result<Fulfilled, Refusal>>>>,
     /// Which store is on the disk.
     pub store: Arc<Mutex<StoreId>>,
 }
@@ -302,9 +304,10 @@ async fn one_life(device: &Device, on: Site1) -> Result<bool, String> {
                 Order::Hear(receipt) => node.group.attested(receipt),
                 Order::Ail(why) => node.ails("test", why),
                 Order::Wish(wish) => {
-                    let door = door.clone();
+                    let (door, came) = (door.clone(), device.came.clone());
                     node.spawn(async move {
-                        let _ = door.order(wish).await;
+                        let outcome = door.order(wish).await;
+                        came.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
                     });
                 }
                 Order::Propose(command) => {

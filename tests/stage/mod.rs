@@ -180,6 +180,7 @@ impl Stage {
                 live: Arc::default(),
                 lives: Arc::default(),
                 orders: Arc::default(),
+                came: Arc::default(),
                 store,
             };
             let own = device.clone();

@@ -49,6 +49,11 @@ impl Stage {
         self.devices[n].sees.workload.store(works, Ordering::Relaxed);
     }
 
+    /// Why the workload cannot work on a device, as its sidecar has found out; `None`: it can.
+    pub fn ails(&self, n: usize, why: Option<&str>) {
+        self.devices[n].tell(Order::Ail(why.map(str::to_owned)));
+    }
+
     /// Another build is installed; the sidecar sees it at once if it is up.
     pub fn install(&mut self, n: usize, build: &str) {
         *self.devices[n].build.lock().unwrap_or_else(PoisonError::into_inner) = Some(build.into());

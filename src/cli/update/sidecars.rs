@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::super::client::{ANSWER_TIME, Client, Target, Trouble, read_report};
+use super::super::{
+    asked,
+    client::{ANSWER_TIME, Client, Target, Trouble, read_report},
+};
 use crate::{config::Environment, control::proto::TransferRequest, status::report::Report};
 
 /// A little longer than the sidecar itself waits, so that its reason arrives.
@@ -24,9 +27,7 @@ impl Sidecars {
         if targets.is_empty() {
             targets.push(Target { endpoint: None });
         }
-        let actor =
-            environment.get("USER").or_else(|| environment.get("LOGNAME")).unwrap_or("quorate update");
-        Sidecars { targets, actor: actor.to_owned(), environment: environment.clone(), good: None }
+        Sidecars { targets, actor: asked::actor(environment), environment: environment.clone(), good: None }
     }
 
     /// How the site is, by the first sidecar that answers. One that hears no majority is asked last: another may.
