@@ -14,14 +14,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::socket::Socket;
+use super::socket::{LOOK, Socket};
 use crate::status::{door::Handle, watch::tell, word::Word};
 
 /// Programs that listen at once; one more is told [`FULL`].
 const CLIENTS_MAX: usize = 64;
 const FULL: &str = "standby 0 64 programs listen already, and no more are served\n";
-/// How often is looked whether the socket's file is still there.
-const LOOK: Duration = Duration::from_secs(1);
 /// Who does not take a line within this time is not listening.
 const WRITE_TIME: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -46,8 +44,10 @@ pub async fn serve(
             Some(_) = clients.join_next() => continue,
             accepted = socket.accept() => accepted,
             _ = look.tick() => {
-                if !socket.is_there() {
-                    tell_of(again(&mut socket).await.err());
+                match socket.mend().await {
+                    Ok(false) => {}
+                    Ok(true) => tell_of(None),
+                    Err(e) => tell_of(Some(format!("the socket of the gate is gone: {e}"))),
                 }
                 continue;
             }
@@ -67,14 +67,6 @@ pub async fn serve(
     }
     drop(socket);
     while clients.join_next().await.is_some() {}
-}
-
-/// Listens at the same path again. Those that are connected stay.
-async fn again(socket: &mut Socket) -> Result<(), String> {
-    let path = socket.path().to_owned();
-    *socket = Socket::bind(&path).await.map_err(|e| format!("the socket of the gate is gone: {e}"))?;
-    tracing::warn!("{} was removed or replaced; it is made anew", path.display());
-    Ok(())
 }
 
 /// Until one side ends it.

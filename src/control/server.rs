@@ -2,6 +2,7 @@
 //!
 //! A client can cost one of a fixed number of connections and, until it has spoken HTTP/2, only for a few seconds.
 //! Messages and headers are small, so their limits are. What a connection does wrong ends that connection.
+//! A socket whose file is gone, or is another's, is made anew.
 
 use std::{
     io,
@@ -24,7 +25,7 @@ use tonic_health::pb::health_server::HealthServer;
 use super::{
     proto::{self, control_server::ControlServer, ownership_server::OwnershipServer},
     service::Service,
-    socket::Socket,
+    socket::{LOOK, Socket},
 };
 use crate::{
     raft::peer::probation::{HTTP2_PREFACE, OnProbation, Proof},
@@ -100,20 +101,43 @@ pub async fn serve(listeners: Listeners, door: Handle, stop: CancellationToken) 
 
 fn incoming(listeners: Listeners) -> impl Stream<Item = Result<Connection, io::Error>> {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    stream::unfold((listeners, slots), |(listeners, slots)| async move {
-        let slot = slots.clone().acquire_owned().await.ok()?;
-        let io = loop {
-            match accept(&listeners).await {
-                Ok(io) => break io,
-                Err(e) => {
-                    tracing::debug!("a gRPC connection could not be accepted: {e}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let trouble = None;
+    stream::unfold(
+        (listeners, slots, look, trouble),
+        |(mut listeners, slots, mut look, mut trouble)| async move {
+            let slot = slots.clone().acquire_owned().await.ok()?;
+            let io = loop {
+                let accepted = tokio::select! {
+                    accepted = accept(&listeners) => accepted,
+                    _ = look.tick() => {
+                        mend(&mut listeners, &mut trouble).await;
+                        continue;
+                    }
+                };
+                match accepted {
+                    Ok(io) => break io,
+                    Err(e) => {
+                        tracing::debug!("a gRPC connection could not be accepted: {e}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
-            }
-        };
-        let connection = OnProbation::new(io, Proof::Bytes(HTTP2_PREFACE), slot);
-        Some((Ok(connection), (listeners, slots)))
-    })
+            };
+            let connection = OnProbation::new(io, Proof::Bytes(HTTP2_PREFACE), slot);
+            Some((Ok(connection), (listeners, slots, look, trouble)))
+        },
+    )
+}
+
+/// Makes a lost socket anew. What stands in the way is told once.
+async fn mend(listeners: &mut Listeners, trouble: &mut Option<String>) {
+    let Some(socket) = &mut listeners.socket else { return };
+    let now = socket.mend().await.err().map(|e| e.to_string());
+    if let Some(why) = now.as_ref().filter(|_| now != *trouble) {
+        tracing::warn!("nobody can connect to the control socket: {why}");
+    }
+    *trouble = now;
 }
 
 async fn accept(listeners: &Listeners) -> io::Result<Io> {

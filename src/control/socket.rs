@@ -15,6 +15,8 @@ use tokio::net::{UnixListener, UnixStream};
 
 /// Owner and group may connect.
 const MODE: u32 = 0o660;
+/// How often whoever serves it should [`Socket::mend`] it.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// A live sidecar accepts at once; one that is frozen leaves us waiting, and still owns the socket.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
 
@@ -118,9 +120,18 @@ impl Socket {
         &self.file.path
     }
 
-    /// Whether whoever connects to its path still comes here.
-    pub(super) fn is_there(&self) -> bool {
-        self.file.is_there()
+    /// Listens at its path again, if whoever connects there comes here no more. Whether that was so. Who is connected stays. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error`]: as for [`Socket::bind`]; it is as it was.
+    pub(super) async fn mend(&mut self) -> Result<bool, Error> {
+        if self.file.is_there() {
+            return Ok(false);
+        }
+        let path = self.path().to_owned();
+        *self = Socket::bind(&path).await?;
+        tracing::warn!("{} was removed or replaced; it is made anew", path.display());
+        Ok(true)
     }
 
     pub(super) async fn accept(&self) -> io::Result<UnixStream> {
@@ -163,6 +174,26 @@ mod tests {
         assert!(refused.to_string().contains("RuntimeDirectory") && !in_root.parent().expect("one").exists());
         let deep = folder.path().join("no/such/folder/control.sock");
         assert!(matches!(Socket::bind(&deep).await, Err(Error::System { .. })));
+    }
+
+    #[tokio::test]
+    async fn what_was_removed_is_made_anew_and_what_is_anothers_is_left_alone() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("control.sock");
+        let mut socket = Socket::bind(&path).await.expect("binds");
+        assert!(!socket.mend().await.expect("is well"));
+        std::fs::remove_file(&path).expect("removes");
+        std::fs::write(&path, b"x").expect("writes");
+        assert!(matches!(socket.mend().await, Err(Error::NotASocket(_))));
+        assert_eq!(std::fs::read(&path).expect("reads"), b"x");
+        std::fs::remove_file(&path).expect("removes");
+        assert!(socket.mend().await.expect("is made anew"));
+        assert!(UnixStream::connect(&path).await.is_ok());
+        let other = tokio::net::UnixListener::bind(folder.path().join("other")).expect("binds");
+        std::fs::rename(folder.path().join("other"), &path).expect("takes its place");
+        assert!(matches!(socket.mend().await, Err(Error::InUse(_))));
+        drop((socket, other));
+        assert!(path.exists(), "it is the other's");
     }
 
     #[tokio::test]

@@ -37,6 +37,7 @@ mod sidecar;
 mod ticker;
 pub mod ticks;
 mod undo;
+mod undo_kept;
 pub mod user;
 mod wire;
 
@@ -52,7 +53,7 @@ pub use self::{
     limits::Limits,
     none::OwnershipOnly,
     open::{Opened, open},
-    orphans::adopt,
+    orphans::{adopt, signal_children},
     process::{Context, ProcessWorkload},
     program::find_program,
     readiness::{Demand, Ready},

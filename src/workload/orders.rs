@@ -8,7 +8,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use super::{limits::Limits, user::User};
 
 /// What the sidecar hands over on the command line.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Orders {
     /// The lock file inside the data folder.
     pub(super) lock: PathBuf,

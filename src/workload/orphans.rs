@@ -147,6 +147,19 @@ fn is_fencer(pid: Pid) -> bool {
     words.split(|b| *b == 0).nth(1) == Some(b"fencer")
 }
 
+/// Sends `signal` to all children of this process, adopted ones included ([`adopt`]), that are in its session; returns how many those are.
+/// What has left the session is a service of its own.
+pub fn signal_children(signal: Signal) -> usize {
+    let own = stat(getpid()).map(|stat| stat.session);
+    let mut found = 0;
+    for pid in children_of(getpid()).into_iter().filter(|pid| stat(*pid).map(|stat| stat.session) == own) {
+        found += 1;
+        // Nobody else buries them, so the number is theirs.
+        let _ = kill_process(pid, signal);
+    }
+    found
+}
+
 /// The direct children of `parent` that have not ended.
 pub(super) fn children_of(parent: Pid) -> Vec<Pid> {
     all().into_iter().filter(|pid| stat(*pid).is_some_and(|s| s.parent == raw(parent) && !s.ended)).collect()

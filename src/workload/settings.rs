@@ -73,15 +73,6 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What undoes the workload, in words for everybody: what its command is told is its own business.
-    pub(super) fn undoes(&self) -> String {
-        match self.undo.first() {
-            Some(program) if program == SELF => self.undo.join(" "),
-            Some(program) => program.clone(),
-            None => String::new(),
-        }
-    }
-
     /// A container in place of a process: what runs it, what ends it, and until when.
     pub fn container(api: Api, socket: &Path, name: &str, stop_timeout: Duration) -> Settings {
         let words = |what: &str| {

@@ -7,6 +7,7 @@
 //! It deliberately has no say in when: the deadline and the pause before the next start are the fence's alone.
 
 use std::{
+    ffi::OsString,
     io::Read as _,
     os::{
         fd::OwnedFd,
@@ -26,6 +27,7 @@ use super::{
     footing::Footing,
     orders::Orders,
     sidecar::Sidecar,
+    undo_kept,
     wire::{Event, Text},
 };
 use crate::clock::{BootClock, Clock, Moment};
@@ -54,6 +56,8 @@ enum State {
 /// Whether something is left to be undone, and the process that does it.
 #[derive(Debug)]
 pub(super) struct Undo {
+    /// What it is called in the log.
+    title: String,
     state: State,
     /// Failures in a row.
     failures: u32,
@@ -62,12 +66,27 @@ pub(super) struct Undo {
 }
 
 impl Undo {
-    /// Undoes what an earlier life may have left, before anything else. Waits as long as that takes.
+    /// Undoes what an earlier life may have left, before anything else: by its own command if that was another one, then by
+    /// the present one, which is kept from here on. Waits as long as that takes.
     ///
     /// # Errors
-    /// The sidecar is gone.
+    /// The sidecar is gone, or nobody knows what is to be undone, and the sidecar was told.
     pub(super) fn first(orders: &Orders, footing: Footing, sidecar: &mut Sidecar) -> Result<Undo, ()> {
-        let mut undo = Undo { state: State::Due(BootClock.now()), failures: 0, footing };
+        let give_up = |sidecar: &mut Sidecar, why: String| {
+            sidecar.tell(&Event::Failed { reason: Text::new(why) });
+        };
+        if let Some(earlier) = undo_kept::earlier(orders).map_err(|why| give_up(sidecar, why))? {
+            let title = title(&earlier.undo);
+            let whose = format!("{title}, kept in {}", undo_kept::path(orders).display());
+            Undo::at_once(&earlier, whose, footing, sidecar)?;
+        }
+        let undo = Undo::at_once(orders, title(&orders.undo), footing, sidecar)?;
+        undo_kept::keep(orders).map_err(|why| give_up(sidecar, why))?;
+        Ok(undo)
+    }
+
+    fn at_once(orders: &Orders, title: String, footing: Footing, sidecar: &mut Sidecar) -> Result<Undo, ()> {
+        let mut undo = Undo { title, state: State::Due(BootClock.now()), failures: 0, footing };
         while !undo.is_done(orders, sidecar) {
             loop {
                 match wait(WaitOptions::NOHANG) {
@@ -139,10 +158,23 @@ impl Undo {
     }
 
     fn failed(&mut self, how: String, sidecar: &mut Sidecar) {
-        sidecar.tell(&Event::NotUndone { how: Text::new(how) });
+        sidecar.tell(&Event::NotUndone { how: Text::new(format!("{}: {how}", self.title)) });
         let pause = (AGAIN * (1 << self.failures.min(8))).min(AGAIN_MAX);
         self.failures = self.failures.saturating_add(1);
         self.state = State::Due(BootClock.now() + pause);
+    }
+}
+
+/// A command in words for everybody: what a site's own command is told is the site's business.
+fn title(undo: &[OsString]) -> String {
+    let shown = |words: &[OsString]| {
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
+    };
+    match undo {
+        [program, ..] if program == SELF => shown(undo),
+        [program, ..] => shown(std::slice::from_ref(program)),
+        [] => String::new(),
     }
 }
 

@@ -389,3 +389,21 @@ async fn leaving_ends_streams_and_removes_the_socket() {
     assert!(!matches!(soon(stream.next()).await, Some(Ok(_))));
     assert!(!socket.exists());
 }
+
+#[tokio::test]
+async fn a_control_socket_that_is_removed_is_made_anew() {
+    let grpc = Grpc::start().await;
+    let socket = grpc.folder.path().join("control.sock");
+    let mut client = ControlClient::new(grpc.channel().await);
+    grpc.puppet.vouch(Some("edge-2"), 17, Duration::from_secs(3600));
+    client.get_leader(GetLeaderRequest {}).await.expect("known");
+    std::fs::remove_file(&socket).expect("removes");
+    soon(async {
+        while tokio::net::UnixStream::connect(&socket).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // Who was connected has lost nothing.
+    client.get_leader(GetLeaderRequest {}).await.expect("known");
+}

@@ -31,6 +31,33 @@ async fn what_undoes_is_an_ordinary_process() {
     assert_eq!((oom, &*field(19), &*field(41)), (own.trim(), "0", "0"));
 }
 
+/// What an earlier life has left is undone by the command that belongs to it, whatever the configuration says since; then by the present one.
+#[tokio::test]
+async fn what_an_earlier_life_has_left_is_undone_by_its_own_command() {
+    let stage = Stage::new(&[]);
+    let out = tempfile::tempdir().expect("a folder");
+    let file = out.path().join("undone");
+    let undo = |what: &str| script(&format!("echo {what} >> {}", file.display()));
+    let lives = [(undo("first"), "first"), (undo("first"), "first"), (undo("second"), "first second")];
+    // Taken out of the configuration, and there is nothing in it that could undo what is left.
+    for (undo, expected) in lives.into_iter().chain([(Vec::new(), "second"), (Vec::new(), "")]) {
+        let life = stage.again();
+        let settings = Settings { undo, ..stage.settings() };
+        let workload = ProcessWorkload::new(&settings, life.context());
+        workload.ensure_none_running(now() + PATIENCE).await.expect("ready");
+        let undone = fs::read_to_string(&file).unwrap_or_default();
+        assert_eq!(undone.split_whitespace().collect::<Vec<_>>().join(" "), expected);
+        let _ = fs::remove_file(&file);
+        drop(workload);
+    }
+    // Nobody knows what is to be undone.
+    fs::write(stage.context().data.join("workload-undo"), "rubbish").expect("writes");
+    let life = stage.again();
+    let workload = ProcessWorkload::new(&stage.settings(), life.context());
+    let refused = workload.ensure_none_running(now() + PATIENCE).await.expect_err("is refused").to_string();
+    assert!(refused.contains("workload-undo") && refused.contains("by hand"), "{refused}");
+}
+
 /// What the workload is told is its business, and so is what undoes it: conditions go to everybody who asks.
 #[tokio::test]
 async fn a_condition_does_not_tell_the_arguments_of_what_undoes() {

@@ -52,7 +52,8 @@ impl Update {
             File::from(open(&path, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()).expect("opens"))
         };
         let (asked, answer) = (pipe("asked"), pipe("answer"));
-        let script = "echo \"$2 $QUORATE_DEVICE\" > \"$1/asked\"; read code < \"$1/answer\"; exit \"$code\"";
+        let script = "[ ! -e \"$1/forks\" ] || { (sleep 1000; true) > /dev/null 2>&1 & echo $! > \"$1/forked\"; };\
+                      echo \"$2 $QUORATE_DEVICE\" > \"$1/asked\"; read code < \"$1/answer\"; exit \"$code\"";
         let folder = site.folder.path().display().to_string();
         let mut command = quorate();
         command.args(["update", "--settle", "100ms"]);
@@ -258,12 +259,17 @@ fn what_goes_wrong_touches_no_other_device() {
         end["ok"] == false && end["go_on"].as_str().is_some_and(|g| g.starts_with("quorate update")),
         "{end}"
     );
-    // Somebody ends it, and with it the command.
+    // Somebody ends it, and with it the command and what that has started.
+    std::fs::write(site.file("forks"), "").expect("writes");
     let mut update = Update::start(&site, &[]);
     assert_eq!(update.next(&site), Some(first));
     update.interrupt();
     assert_eq!(update.next(&site), None);
     update.ended().is(1, &[&format!("interrupted: the command for {name} was ended")]);
+    std::fs::remove_file(site.file("forks")).expect("removes");
+    let forked = std::fs::read_to_string(site.file("forked")).expect("its number");
+    let words = std::fs::read(format!("/proc/{}/cmdline", forked.trim())).unwrap_or_default();
+    assert!(words.is_empty(), "{} still runs", String::from_utf8_lossy(&words));
     // The site is paused.
     let paused = site.ask(owner, &["pause", "--reason", "crane"]);
     assert!(paused.status.success());

@@ -1,16 +1,20 @@
-//! The command that updates one device: a child of this process that ends before it.
+//! The command that updates one device: a child of this process that ends before it, with all that it has started.
 //!
-//! Whatever it prints goes to stderr, so that stdout stays the steps' own.
+//! It stays in this process's group, because `ssh` may ask a person something. What it leaves running when it ends by itself is its own
+//! business. Whatever it prints goes to stderr, so that stdout stays the steps' own.
 
 use std::{io, os::fd::AsFd as _, process::Stdio, time::Duration};
 
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::Command;
+use rustix::process::Signal;
+use tokio::process::{Child, Command};
 
 use super::Interrupts;
+use crate::workload::{adopt, signal_children};
 
 /// What a command that is told to end is given, before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
+/// How often is looked meanwhile whether something of it is left.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How the command ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub(super) async fn run(
     #[expect(clippy::disallowed_methods, reason = "the operator's own command, which is no workload")]
     let mut command = Command::new(program);
     command.args(arguments).env("QUORATE_DEVICE", device).stdin(Stdio::null()).stdout(stdout);
+    // What its children leave running comes here.
+    adopt();
     let mut child = match command.kill_on_drop(true).spawn() {
         Ok(child) => child,
         Err(e) => return Ended::Badly(format!("cannot start {program}: {e}")),
@@ -53,15 +59,21 @@ pub(super) async fn run(
         () = interrupts.next() => Ended::Interrupted,
         () = tokio::time::sleep(limit) => Ended::Late,
     };
-    let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-    if let Some(pid) = pid {
-        // It may have ended meanwhile.
-        let _ = kill_process(pid, Signal::TERM);
-    }
     tokio::select! {
-        _ = child.wait() => {}
+        () = end(&mut child, Signal::TERM) => {}
         () = interrupts.next() => {}
         () = tokio::time::sleep(GRACE) => {}
     }
+    // What the kernel does not let go is not waited for.
+    let _ = tokio::time::timeout(GRACE, end(&mut child, Signal::KILL)).await;
     early
+}
+
+/// Sends `signal` to the command and to whatever it leaves behind, until nothing is left. Cancel-safe.
+async fn end(child: &mut Child, signal: Signal) {
+    while signal_children(signal) > 0 {
+        tokio::time::sleep(LOOK).await;
+        // So that it does not stay as one that has ended.
+        let _ = child.try_wait();
+    }
 }

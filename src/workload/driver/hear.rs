@@ -82,7 +82,7 @@ impl Driver {
                 self.fail_start(|| Error::Late);
             }
             Event::NotUndone { how } => {
-                let detail = format!("{}: {how}", self.settings.undoes());
+                let detail = how.as_str().to_owned();
                 let known = self.raised.get(&Condition::WorkloadCannotStop);
                 if known.is_none_or(|(known, _)| *known != detail) {
                     tracing::error!("what ends the workload has failed, and is tried again: {detail}");
@@ -96,8 +96,8 @@ impl Driver {
                     true
                 });
             }
-            Event::Stopped { epoch, at } => {
-                tracing::info!(%epoch, %at, "the workload is stopped");
+            Event::Stopped { epoch, .. } => {
+                tracing::info!(%epoch, "the workload is stopped");
                 self.fail_start(|| Error::Late);
                 self.stopped();
             }
