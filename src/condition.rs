@@ -190,9 +190,43 @@ conditions! {
         "Find out who writes there, or choose another path with hub.flag.";
 }
 
+impl Condition {
+    /// The condition of this name.
+    pub fn named(name: &str) -> Option<Condition> {
+        Condition::ALL.iter().copied().find(|condition| condition.name() == name)
+    }
+
+    /// Whether it is about the site as a whole, so that two devices that raise it say the same twice. Any other is about the device
+    /// that raises it.
+    pub fn is_of_the_site(self) -> bool {
+        matches!(
+            self,
+            Condition::NoOwner
+                | Condition::QuorumLost
+                | Condition::NoSpare
+                | Condition::SitePaused
+                | Condition::TimingWidened
+                | Condition::BuildDiffers
+                | Condition::MemberSilent
+                | Condition::MemberRejoining
+        )
+    }
+}
+
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+impl Severity {
+    /// The name as it stands in the README and the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Critical => "critical",
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use quorate::{
     reconcile::commands,
     status::{
         metrics::Metrics,
-        report::{Member, Probe, Report},
+        report::{self, Member, Owner, Probe, Report},
     },
     timing::{Settings, Timing},
 };
@@ -248,6 +248,8 @@ pub(super) fn metrics() -> BTreeMap<String, String> {
     let mut report = Report { members: vec![Member::default()], ..Report::default() };
     report.hub.requests.insert("200".into(), 1);
     report.probes.push(Probe { up: Some(true), ..Probe::default() });
+    report.owner = Owner { known: true, device: Some("edge-2".into()), ..Owner::default() };
+    report.conditions.push(report::Condition { device: "edge-2".into(), ..report::Condition::default() });
     let counts = std::collections::BTreeMap::from([("200".to_owned(), 1)]);
     let module =
         quorate::status::report::HubModule { requests: counts.clone(), gate: counts, ..Default::default() };

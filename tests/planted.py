@@ -461,6 +461,15 @@ BUGS = [
     ("limit-that-nobody-keeps", "src/workload/limits.rs", "Limits::ways_with",
      '"processes" if !root =>', '"processes" if !root || true =>',
      [("lib", "workload::limits::tests::what_cannot_be_kept_is_refused_by_name")]),
+    ("owners-words-not-renewed", "src/raft/peer/line.rs", "Line::ask",
+     "(open.told.as_ref() != Some(health)).then", "open.told.is_none().then",
+     [("suite", "scenario::health::every_device_knows_what_is_wrong_with_any_other_and_what_the_owners_workload_does")]),
+    ("words-of-the-silent", "src/node/told.rs", "NodeDoor::told",
+     "m.reachable && m.device", "m.device",
+     [("suite", "process::workload::a_crashing_workload_is_restarted_with_pauses_and_shown")]),
+    ("anothers-words-unchecked", "src/ownership/told.rs", "Told::heard",
+     "if is_name(&name) &&", "if !name.is_empty() &&",
+     [("lib", "ownership::told::tests::every_name_of_a_condition_may_be_told")]),
 ]
 
 

@@ -20,7 +20,8 @@ const WIDTH: usize = 80;
 ///
 /// One line for each device: whether the owner goes on, who would take over and how soon,
 /// and how many more devices the site could lose then. Says also what a pause, a drain or
-/// a missing majority changes. Asks one sidecar, and changes nothing.
+/// a missing majority changes, and if the workload does not work on the owner now: then no
+/// loss is survived. Asks one sidecar, and changes nothing.
 #[derive(Debug, clap::Args)]
 #[command(
     verbatim_doc_comment,
@@ -32,8 +33,9 @@ const WIDTH: usize = 80;
 pub(super) struct Args {
     #[command(flatten)]
     target: Target,
-    /// Print {"site", "seen_by", "owner", "quorum", "survives_any", "notes", "devices"}
-    #[arg(long)]
+    /// Print {"site", "seen_by", "owner", "workload_wrong", "quorum", "survives_any",
+    /// "notes", "devices"}
+    #[arg(long, verbatim_doc_comment)]
     json: bool,
 }
 
@@ -79,6 +81,7 @@ mod tests {
             site: "plant-7".into(),
             seen_by: "edge-1".into(),
             owner: None,
+            workload_wrong: None,
             quorum: true,
             survives_any: true,
             notes: vec![

@@ -4,7 +4,7 @@
 
 mod screen;
 
-use std::{collections::BTreeSet, fmt::Write as _, io::IsTerminal as _, time::Duration};
+use std::{fmt::Write as _, io::IsTerminal as _, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -136,6 +136,7 @@ fn row(out: &mut String, name: &str, text: &str) {
 
 fn head(out: &mut String, r: &Report, paint: Paint) {
     let owner = match (&r.owner.known, &r.owner.device) {
+        (true, Some(device)) if r.owner.workload_wrong.is_some() => paint.bad(&paint.bold(&safe(device))),
         (true, Some(device)) => paint.good(&paint.bold(&safe(device))),
         (true, None) => paint.bad("nobody"),
         (false, _) => paint.warn("unknown"),
@@ -173,12 +174,25 @@ fn head(out: &mut String, r: &Report, paint: Paint) {
         words
     };
     let _ = writeln!(out, "{:<10}{words}", "reserve");
-    if !r.conditions.is_empty() {
-        // What they are about stands at the end, which a small terminal may not show.
-        let names: BTreeSet<&str> = r.conditions.iter().map(|c| c.name.as_str()).collect();
-        row(out, "trouble", &names.into_iter().collect::<Vec<_>>().join(", "));
+    for (n, trouble) in troubles(r).into_iter().enumerate() {
+        row(out, if n == 0 { "trouble" } else { "" }, &trouble);
     }
     orders(out, r);
+}
+
+/// What is wrong, in few words: what it is about stands at the end, which a small terminal may not show.
+fn troubles(r: &Report) -> Vec<String> {
+    let wrong = r.owner.device.as_ref().zip(r.owner.workload_wrong.as_ref());
+    let wrong = wrong.map(|(owner, wrong)| format!("the workload on {owner}, the owner: {wrong}"));
+    let mut names: Vec<String> = Vec::new();
+    for c in &r.conditions {
+        let name = if r.is_raised_here(c) { c.name.clone() } else { format!("{} on {}", c.name, c.device) };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let names = (!names.is_empty()).then(|| names.join(", "));
+    wrong.into_iter().chain(names).collect()
 }
 
 /// What is in force by order, if anything is. Who is drained, by whom and why, stands beside the device.
@@ -255,10 +269,22 @@ fn members(out: &mut String, r: &Report, paint: Paint) {
     out.push('\n');
 }
 
+/// What the workload does on the owner, where that is another device.
+fn elsewhere(r: &Report) -> String {
+    let owner = r.owner.device.as_ref().filter(|owner| **owner != r.device);
+    match owner.zip(r.owner.workload.as_ref()) {
+        Some((owner, state)) => format!("{state} on {owner}, "),
+        None => String::new(),
+    }
+}
+
 fn rest(out: &mut String, r: &Report) {
     let w = &r.workload;
-    let mut work =
-        if w.kind == "none" { "none".to_owned() } else { format!("{}, {} here", w.kind, w.observed) };
+    let mut work = if w.kind == "none" {
+        "none".to_owned()
+    } else {
+        format!("{}, {}{} here", w.kind, elsewhere(r), w.observed)
+    };
     if let Some(epoch) = w.epoch {
         let _ = write!(work, ", epoch {epoch}");
     }
@@ -328,8 +354,10 @@ fn rest(out: &mut String, r: &Report) {
 }
 
 fn conditions(out: &mut String, r: &Report, paint: Paint) {
-    if r.conditions.is_empty() {
+    if troubles(r).is_empty() {
         row(out, "trouble", "none");
+    }
+    if r.conditions.is_empty() {
         return;
     }
     out.push('\n');
@@ -340,7 +368,8 @@ fn conditions(out: &mut String, r: &Report, paint: Paint) {
             "warning" => paint.warn(&name),
             _ => name,
         };
-        let _ = writeln!(out, "{} {name}", safe(&c.severity).to_uppercase());
+        let place = if r.is_raised_here(c) { String::new() } else { format!(" on {}", safe(&c.device)) };
+        let _ = writeln!(out, "{} {name}{place}", safe(&c.severity).to_uppercase());
         for line in wrap(&safe(&c.detail), WIDTH - 4).into_iter().chain(wrap(&safe(&c.advice), WIDTH - 4)) {
             if !line.is_empty() {
                 let _ = writeln!(out, "    {line}");

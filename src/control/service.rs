@@ -286,6 +286,7 @@ fn status(report: Report, json: String) -> proto::Status {
                 reachable: m.reachable,
                 last_heard_ms: m.last_heard_ms,
                 build: m.build,
+                workload: m.workload.unwrap_or_default(),
             })
             .collect(),
         devices_may_fail: report.devices_may_fail,
@@ -298,6 +299,7 @@ fn status(report: Report, json: String) -> proto::Status {
                 severity: c.severity,
                 detail: c.detail,
                 advice: c.advice,
+                device: c.device,
             })
             .collect(),
     }

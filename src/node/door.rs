@@ -69,7 +69,7 @@ impl NodeDoor {
             dice: Mutex::new(dice),
             ownerless: Mutex::default(),
         };
-        let watched = node.clone();
+        let (watched, until) = (node.clone(), stop.clone());
         tasks.spawn(async move {
             let node = watched;
             let (mut held, mut decided, mut observed) =
@@ -92,12 +92,15 @@ impl NodeDoor {
                 replace(&permits, permit(&node));
             }
         });
-        Arc::new(door)
+        let door = Arc::new(door);
+        let teller = door.clone();
+        tasks.spawn(async move { teller.tell_work(until).await });
+        door
     }
 }
 
 /// Ends at the next change, if there is anything to change.
-async fn changes<T>(watched: &mut Option<watch::Receiver<T>>) -> Option<()> {
+pub(super) async fn changes<T>(watched: &mut Option<watch::Receiver<T>>) -> Option<()> {
     watched.as_mut()?.changed().await.ok()
 }
 

@@ -1,6 +1,7 @@
 //! Notes what happens, for people: in the log and in the list of events.
 //!
 //! A decision that changed, an ownership that began or ended, a condition that began or is over, an order that is in force or is not any more.
+//! What is raised here, the other members are told too (`told.rs`); what they raise, they note themselves.
 //! It looks and tells, and decides nothing; nobody waits for it. After a restart the record is read again from the log, so what the
 //! list of events shows already is not noted twice.
 
@@ -69,7 +70,9 @@ pub async fn observe(door: Arc<NodeDoor>, stop: CancellationToken) {
             }
             _ = tick.tick() => {
                 let mut now = BTreeMap::new();
-                for raised in door.raised() {
+                let raised = door.raised();
+                door.tell_raised(&raised);
+                for raised in raised {
                     now.entry(raised.name).or_insert(raised.detail);
                 }
                 notes.conditions(&held, &now);

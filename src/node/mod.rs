@@ -13,6 +13,7 @@ mod mirror;
 pub mod module;
 mod report;
 pub mod run;
+mod told;
 
 use std::{
     sync::{Arc, atomic::AtomicU64},

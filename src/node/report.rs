@@ -16,13 +16,13 @@ use super::{
 use crate::{
     clock::{Moment, millis},
     condition::{Condition, Raised},
-    epoch::Epoch,
     hub::{MirrorKind, wall},
     id::DeviceId,
     ownership::{
         command::Refusal,
         decide::Reason,
         record::{BuildPolicy, Note, Record},
+        told::Work,
         view::Standing,
     },
     raft::{
@@ -31,8 +31,7 @@ use crate::{
         vote_guard::VoteRefusal,
     },
     reconcile::gate,
-    status::{door::Answer, report},
-    workload::{Observed, Ready},
+    status::{door::Answer, report, said},
 };
 
 /// For how long a refused sidecar stays a condition.
@@ -91,16 +90,17 @@ impl NodeDoor {
         let roster = node.group.roster();
         let role = node.group.role().borrow().clone();
         let record = node.group.record().borrow().record.clone();
-        let members = self.members(now);
+        let mut members = self.members(now);
         let (quorum, may_fail) = self.reserve(&members);
         let answer = answer(node).at(now);
-        let owner = match &answer {
+        let mut owner = match &answer {
             Answer::Known { owner, epoch, until, reason } => report::Owner {
                 known: true,
                 device: owner.as_ref().map(ToString::to_string),
                 epoch: epoch.get(),
                 valid_for_ms: millis(until.since(now)),
                 reason: reason.clone(),
+                ..report::Owner::default()
             },
             Answer::Unknown { reason } => {
                 report::Owner { reason: reason.clone(), ..report::Owner::default() }
@@ -117,9 +117,18 @@ impl NodeDoor {
             Standing::Follower if role.ballot.node == roster.node => report::Role::Candidate,
             Standing::Follower => report::Role::Follower,
         };
-        let mut conditions = self.conditions(now, quorum, may_fail, owner.known, &members);
-        conditions.sort();
-        conditions.dedup();
+        let raised = self.conditions(now, quorum, may_fail, owner.known, &members);
+        let told = self.told(&members);
+        let conditions = said::conditions(roster.me.as_str(), &raised, &told);
+        let mut works: BTreeMap<String, Work> =
+            told.iter().filter_map(|(device, told)| Some(((*device).to_owned(), told.work?))).collect();
+        works.extend(self.work().map(|work| (roster.me.to_string(), work)));
+        let named = |device: &str| works.get(device).map(|work| work.name().to_owned());
+        members.iter_mut().for_each(|member| member.workload = named(&member.device));
+        if let Some(device) = &owner.device {
+            owner.workload = named(device);
+            owner.workload_wrong = said::workload_wrong(device, works.get(device).copied(), &conditions);
+        }
         report::Report {
             site: roster.site.id.to_string(),
             device: roster.me.to_string(),
@@ -135,7 +144,7 @@ impl NodeDoor {
             probes: node.health.report(),
             orders: orders(&record),
             hub: self.hub(now),
-            conditions: conditions.iter().map(report::Condition::from).collect(),
+            conditions,
             last_decision: node
                 .decided
                 .borrow()
@@ -195,6 +204,7 @@ impl NodeDoor {
             let build = if contact.version.is_empty() { said.unwrap_or_default() } else { contact.version };
             report::Member {
                 plant_seen: (sight.asked > 0).then_some(sight.seen),
+                workload: None,
                 device: m.device.to_string(),
                 address: m.address.clone(),
                 role: m.role.to_string(),
@@ -224,28 +234,6 @@ impl NodeDoor {
             write_ms: millis(measured.write.worst(now, 60)),
             stretch_percent: node.group.record().borrow().record.pace.stretch,
             goes_last: node.last.borrow().map(|last| last.to_string()),
-        }
-    }
-
-    fn workload(&self) -> report::Workload {
-        let observed = self.node.observed.borrow().clone();
-        let words = self.node.workload.words().map(|words| words.borrow().clone());
-        let starting = words.as_ref().is_some_and(|words| words.ready == Ready::Starting);
-        let (text, pid, failures) = match &observed {
-            Observed::Running { pid, .. } if starting => ("starting".to_owned(), *pid, 0),
-            Observed::Stopped => ("stopped".to_owned(), None, 0),
-            Observed::Running { pid, .. } => ("running".to_owned(), *pid, 0),
-            Observed::BackingOff { failures, last, .. } => (format!("backing off: {last}"), None, *failures),
-            Observed::Stopping { .. } => ("stopping".to_owned(), None, 0),
-        };
-        report::Workload {
-            kind: self.surroundings.workload_kind.into(),
-            observed: text,
-            epoch: observed.epoch().map(Epoch::get),
-            pid,
-            failures,
-            held_by: self.node.workload.held_by().map(|by| by.name().to_owned()),
-            says: words.and_then(|words| words.status),
         }
     }
 

@@ -23,5 +23,6 @@ pub mod moves;
 pub mod pace;
 pub mod probe;
 pub mod record;
+pub mod told;
 pub mod view;
 pub mod vitals;

@@ -384,7 +384,7 @@ impl Group {
         };
         // The loop that listens may have ended; then nobody needs the answer.
         let _ = answers.send(own);
-        let word = self.roster.own_word(epoch);
+        let (word, health) = (self.roster.own_word(epoch), self.roster.health());
         for (node, peer) in self.peers.all() {
             let echo = echoes.get(&node);
             // Without an echo it has nothing to count from.
@@ -398,8 +398,9 @@ impl Group {
                 number: 0,
                 uplink_wanted: word.is_some_and(|word| word.wanted),
                 uplink: word.and_then(|word| word.through).map_or(0, |node| node.0),
+                health: None,
             };
-            peer.line.ask(&peer, question, message, answers, &self.tasks);
+            peer.line.ask(&peer, question, (message, &health), answers, &self.tasks);
         }
     }
 

@@ -76,6 +76,8 @@ struct States {
     unanswered: Float,
     stretch: Float,
     condition: Family<Labels, Gauge>,
+    member_condition: Family<Labels, Gauge>,
+    owner_workload_up: Family<Labels, Gauge>,
     build: Family<Labels, Gauge>,
 }
 
@@ -204,7 +206,17 @@ impl Metrics {
             "How many times longer than configured heartbeat and hold are now",
             states.stretch.clone(),
         );
-        r.register("condition", "1 while the condition holds", states.condition.clone());
+        r.register("condition", "1 while this device raises the condition", states.condition.clone());
+        r.register(
+            "member_condition",
+            "1 while another device says that it raises the condition",
+            states.member_condition.clone(),
+        );
+        r.register(
+            "owner_workload_up",
+            "1 if nothing is known to be wrong with the workload on the owner, which the label names; absent if no owner is known",
+            states.owner_workload_up.clone(),
+        );
         r.register("build_info", "Always 1; the labels say what runs", states.build.clone());
         Metrics { inner: Arc::new(Inner { registry, events, states: Mutex::new(states) }) }
     }
@@ -299,9 +311,20 @@ impl States {
         self.unanswered.set(f64::from(v.unanswered_percent.unwrap_or(0)) / 100.0);
         self.stretch.set(f64::from(v.stretch_percent) / 100.0);
         for condition in Condition::ALL {
-            let holds = report.conditions.iter().any(|c| c.name == condition.name());
+            let holds =
+                report.conditions.iter().any(|c| c.name == condition.name() && report.is_raised_here(c));
             let label = vec![("name", condition.name().to_owned())];
             self.condition.get_or_create_owned(&label).set(holds.into());
+        }
+        self.member_condition.clear();
+        for c in report.conditions.iter().filter(|c| !report.is_raised_here(c)) {
+            let label = vec![("device", c.device.clone()), ("name", c.name.clone())];
+            self.member_condition.get_or_create_owned(&label).set(1);
+        }
+        self.owner_workload_up.clear();
+        if let Some(device) = report.owner.device.clone().filter(|_| report.owner.known) {
+            let works = report.owner.workload_wrong.is_none();
+            self.owner_workload_up.get_or_create_owned(&vec![("device", device)]).set(works.into());
         }
         self.build.clear();
         let labels = [("version", &report.version), ("site", &report.site), ("device", &report.device)];
@@ -313,7 +336,7 @@ impl States {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::report::{Owner, Probe, Workload};
+    use crate::status::report::{self, Owner, Probe, Workload};
 
     fn report() -> Report {
         let mut report = Report {
@@ -372,6 +395,30 @@ mod tests {
             assert!(!sample.contains(" # "), "exemplar: {sample}");
         }
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn what_others_raise_is_told_under_a_name_of_its_own() {
+        let metrics = Metrics::new();
+        let mut standby = report();
+        standby.owner.device = Some("edge-2".into());
+        standby.owner.workload_wrong = Some("backing off".into());
+        let crashing = (&crate::condition::Raised::new(Condition::WorkloadCrashing, "")).into();
+        standby.conditions.push(report::Condition { device: "edge-2".into(), ..crashing });
+        let text = metrics.render(&standby);
+        for line in [
+            "quorate_condition{name=\"no.spare\"} 1",
+            // Or one trouble would sound as many alarms as there are devices.
+            "quorate_condition{name=\"workload.crashing\"} 0",
+            "quorate_member_condition{device=\"edge-2\",name=\"workload.crashing\"} 1",
+            "quorate_owner_workload_up{device=\"edge-2\"} 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+        }
+        (standby.owner.known, standby.owner.workload_wrong) = (false, None);
+        standby.conditions.clear();
+        let text = metrics.render(&standby);
+        assert!(!text.contains("edge-2"), "nothing stays behind: {text}");
     }
 
     #[test]

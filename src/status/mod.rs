@@ -10,6 +10,7 @@ mod ownership;
 pub mod plan;
 pub mod report;
 pub mod ring;
+pub mod said;
 pub mod server;
 mod stream;
 pub mod update;

@@ -18,9 +18,11 @@ pub struct Plan {
     pub seen_by: String,
     /// Who owns now; absent if that is not known, or nobody does.
     pub owner: Option<String>,
+    /// What is wrong with the workload on the owner now; absent if nothing is, as far as is known here.
+    pub workload_wrong: Option<String>,
     /// Whether a majority is heard. Without one nothing can be planned.
     pub quorum: bool,
-    /// Whether the loss of any one device leaves the workload running somewhere.
+    /// Whether the loss of any one device leaves the workload running somewhere. Where it does not work now, it is not known to.
     pub survives_any: bool,
     /// What holds already and matters here, one sentence each.
     pub notes: Vec<String>,
@@ -97,8 +99,9 @@ pub fn plan(report: &Report) -> Plan {
         site: report.site.clone(),
         seen_by: report.device.clone(),
         owner: owner(report).map(str::to_owned),
+        workload_wrong: workload_wrong(report).map(|(_, wrong)| wrong.to_owned()),
         quorum: report.quorum,
-        survives_any: !devices.is_empty() && devices.iter().all(survives),
+        survives_any: !devices.is_empty() && devices.iter().all(survives) && workload_wrong(report).is_none(),
         notes: notes(report, &votes),
         devices,
     }
@@ -106,6 +109,11 @@ pub fn plan(report: &Report) -> Plan {
 
 fn owner(report: &Report) -> Option<&str> {
     report.owner.device.as_deref().filter(|_| report.owner.known)
+}
+
+/// The owner, and what is wrong with its workload.
+fn workload_wrong(report: &Report) -> Option<(&str, &str)> {
+    owner(report).zip(report.owner.workload_wrong.as_deref())
 }
 
 fn notes(report: &Report, votes: &Votes) -> Vec<String> {
@@ -139,6 +147,9 @@ fn notes(report: &Report, votes: &Votes) -> Vec<String> {
     }
     if owner(report).is_none() {
         notes.push("nobody is known to own now".into());
+    }
+    if let Some((owner, wrong)) = workload_wrong(report) {
+        notes.push(format!("{owner} owns, and its workload does not work now: {wrong}"));
     }
     notes
 }
@@ -187,7 +198,9 @@ fn loss(report: &Report, votes: &Votes, member: &Member) -> Loss {
     }
     match owner {
         Some(owner) if owner != lost => {
-            told(Effect::GoesOn, vec![owner.to_owned()], format!("{owner} goes on; {}", reserve()))
+            let how =
+                if workload_wrong(report).is_some() { " as it is, its workload not working" } else { "" };
+            told(Effect::GoesOn, vec![owner.to_owned()], format!("{owner} goes on{how}; {}", reserve()))
         }
         None => told(
             Effect::Unknown,

@@ -46,7 +46,7 @@ pub struct Report {
     pub probes: Vec<Probe>,
     /// The mirror.
     pub hub: Hub,
-    /// What holds now that a person may have to act on.
+    /// What holds now that a person may have to act on, on this device or on another that is heard; the most urgent first.
     pub conditions: Vec<Condition>,
     /// This device's last decision; absent before the first.
     pub last_decision: Option<Decision>,
@@ -61,6 +61,13 @@ pub struct Report {
     pub history: Vec<Change>,
     /// Sidecars that were refused at the door.
     pub knocks: Vec<Knock>,
+}
+
+impl Report {
+    /// Whether one of its conditions is raised by the device that made it. A sidecar of an earlier version names no device.
+    pub fn is_raised_here(&self, condition: &Condition) -> bool {
+        condition.device.is_empty() || condition.device == self.device
+    }
 }
 
 /// What people and programs have ordered, and is in force until another order lifts it.
@@ -105,6 +112,12 @@ pub struct Owner {
     pub valid_for_ms: u64,
     /// Why, in one sentence.
     pub reason: String,
+    /// What the owner observes of its workload: `stopped`, `starting`, `running`, `not ready`, `backing off` or `stopping`. Absent if
+    /// it does not say, or has no workload of its own.
+    pub workload: Option<String>,
+    /// What is wrong with it there: that state unless it is `running`, and the names of the owner's conditions `workload.*`. Absent
+    /// if nothing is, as far as is known here.
+    pub workload_wrong: Option<String>,
 }
 
 /// A Raft role. It says nothing about ownership.
@@ -166,6 +179,8 @@ pub struct Member {
     pub unfit_reason: Option<String>,
     /// How many of its probes of the plant pass; absent if it asks none, or is not known to.
     pub plant_seen: Option<u32>,
+    /// What it observes of its workload, in the words of [`Owner::workload`]; absent if it is not heard, or does not say.
+    pub workload: Option<String>,
 }
 
 /// One probe, as it is on this device.
@@ -212,7 +227,8 @@ pub struct Vitals {
 pub struct Workload {
     /// `process` or `none`.
     pub kind: String,
-    /// `stopped`, `starting` (its program runs, and has not said yet that it is ready), `running`, `backing off: REASON` or `stopping`.
+    /// `stopped`, `starting` (its program runs, and has not said yet that it is ready), `running`, `not ready` (it runs, and has not
+    /// said in time that it is ready or well), `backing off: REASON` or `stopping`.
     pub observed: String,
     /// The epoch it was started with.
     pub epoch: Option<u64>,
@@ -304,21 +320,19 @@ pub struct Condition {
     pub meaning: String,
     /// What a person should do, in one sentence.
     pub advice: String,
+    /// The device that raises it. Of another's conditions no more than the name is known here.
+    pub device: String,
 }
 
 impl From<&Raised> for Condition {
     fn from(raised: &Raised) -> Condition {
-        let severity = match raised.name.severity() {
-            crate::condition::Severity::Info => "info",
-            crate::condition::Severity::Warning => "warning",
-            crate::condition::Severity::Critical => "critical",
-        };
         Condition {
             name: raised.name.name().to_owned(),
-            severity: severity.to_owned(),
+            severity: raised.name.severity().name().to_owned(),
             detail: raised.detail.clone(),
             meaning: raised.name.meaning().to_owned(),
             advice: raised.name.advice().to_owned(),
+            device: String::new(),
         }
     }
 }

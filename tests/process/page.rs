@@ -188,3 +188,21 @@ fn the_page_is_used_without_a_mouse() {
         .shows("the button to be pressed", "document.activeElement.getAttribute('aria-pressed') === 'true'");
     assert_eq!(browser.complaints, Vec::<String>::new());
 }
+
+#[test]
+fn a_standbys_page_says_that_the_workload_does_not_work_on_the_owner() {
+    let Some(mut browser) = Browser::start() else { return };
+    let command = serde_json::json!(["/bin/sh", "-c", "exit 3"]).to_string();
+    let (site, owner, _) = Site::running(Plan { command: Some(command), ..Plan::default() });
+    let (seen, name) = ((owner + 1) % 3, site.devices[owner].id.clone());
+    browser.go(&format!("http://{}/", site.devices[seen].http));
+    let tells = format!(
+        "document.getElementById('wrong').innerText.includes('workload.crashing') \
+         && document.getElementById('owner').className === 'critical' \
+         && document.getElementById('tiles').innerText.includes('workload on {name}') \
+         && document.getElementById('conditions').innerText.includes('workload.crashing on {name}') \
+         && document.getElementById('notes').innerText.includes('its workload does not work now')"
+    );
+    browser.shows("the owner's trouble", &tells);
+    look(&mut browser, "not-working");
+}

@@ -360,9 +360,17 @@ impl Site {
         fs::read_to_string(self.file(&format!("{id}.log"))).unwrap_or_default()
     }
 
-    pub(super) fn report(&self, n: usize) -> Option<Report> {
+    /// All that a sidecar reports, also what other devices complain of.
+    pub(super) fn whole_report(&self, n: usize) -> Option<Report> {
         let (status, body) = http(self.devices[n].http, "/v1/status")?;
         (status == 200).then(|| serde_json::from_str(&body).expect("a report"))
+    }
+
+    /// What a sidecar reports, with the conditions that it raises itself.
+    pub(super) fn report(&self, n: usize) -> Option<Report> {
+        let mut report = self.whole_report(n)?;
+        report.conditions.retain(|c| c.device == self.devices[n].id);
+        Some(report)
     }
 
     /// Waits until what a sidecar reports is as wanted.

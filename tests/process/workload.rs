@@ -2,7 +2,9 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
-use super::site::{Plan, Site, until};
+use quorate::status::report::Report;
+
+use super::site::{Plan, Site, http, until};
 
 /// A command that runs in a shell.
 fn shell(script: &str) -> Plan {
@@ -28,10 +30,54 @@ fn a_crashing_workload_is_restarted_with_pauses_and_shown() {
     let text = site.ask(owner, &["status"]);
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
     assert!(text.contains("workload.crashing"), "{text}");
+    let others: Vec<usize> = (0..3).filter(|n| *n != owner).collect();
+    for standby in &others {
+        is_shown_elsewhere(&site, *standby, &site.devices[owner].id, "workload.crashing");
+    }
     site.signal(owner, rustix::process::Signal::TERM);
     assert_eq!(site.left(owner).code(), Some(0), "{}", site.log(owner));
-    let others: Vec<usize> = (0..3).filter(|n| *n != owner).collect();
     site.owner_among(&others, epoch);
+    // Who has left is not heard any more, and neither is what it said.
+    let left = &site.devices[owner].id;
+    until("the words of who has left to be forgotten", || {
+        let report = site.whole_report(others[0])?;
+        let member = report.members.iter().find(|m| m.device == *left)?;
+        let silent = member.workload.is_none() && report.conditions.iter().all(|c| c.device != *left);
+        (!member.reachable && silent).then_some(())
+    });
+}
+
+/// Every face of a standby says that the workload does not work on the owner, and why.
+#[track_caller]
+fn is_shown_elsewhere(site: &Site, standby: usize, owner: &str, condition: &str) {
+    let report = until("a standby to know of the owner's trouble", || {
+        let raises = |r: &Report| r.conditions.iter().any(|c| c.name == condition && c.device == owner);
+        site.whole_report(standby).filter(|r| r.owner.workload.is_some() && raises(r))
+    });
+    let wrong = report.owner.workload_wrong.expect("it does not work");
+    assert!(wrong.contains(condition), "{wrong}");
+    assert!(site.report(standby).is_some_and(|r| r.conditions.iter().all(|c| c.name != condition)));
+    let told = |output: &std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = told(&site.ask(standby, &["status"]));
+    assert!(text.contains(&format!("\ntrouble   the workload on {owner}, the owner: ")), "{text}");
+    assert!(text.contains(&format!("{condition} on {owner}")), "{text}");
+    let json = told(&site.ask(standby, &["status", "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert!(json["owner"]["workload_wrong"].is_string(), "{json}");
+    let plan = site.ask(standby, &["plan"]);
+    assert_eq!(plan.status.code(), Some(1), "{plan:?}");
+    assert!(told(&plan).contains("its workload does not work now"), "{plan:?}");
+    let (_, plan) = http(site.devices[standby].http, "/v1/plan").expect("it is up");
+    let plan: serde_json::Value = serde_json::from_str(&plan).expect("JSON");
+    assert_eq!((&plan["survives_any"], plan["workload_wrong"].is_string()), (&false.into(), true));
+    let (_, metrics) = http(site.devices[standby].http, "/metrics").expect("it is up");
+    for line in [
+        format!("quorate_member_condition{{device=\"{owner}\",name=\"{condition}\"}} 1"),
+        format!("quorate_condition{{name=\"{condition}\"}} 0"),
+        format!("quorate_owner_workload_up{{device=\"{owner}\"}} 0"),
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line} is not in:\n{metrics}");
+    }
 }
 
 /// A script that begins like this is there, and nobody can start it.
@@ -77,6 +123,8 @@ fn a_command_that_cannot_be_started_is_named_and_the_site_goes_on() {
     let (mut site, owner, _) = Site::running(plan);
     let detail = site.condition(owner, "workload.cannot_start");
     assert!(detail.contains(&*app.to_string_lossy()) && detail.contains("No such file"), "{detail}");
+    let standby = (owner + 1) % 3;
+    is_shown_elsewhere(&site, standby, &site.devices[owner].id, "workload.cannot_start");
     let answer = site.ask(owner, &["leader"]);
     assert_eq!(answer.status.code(), Some(0));
     assert!(site.log(owner).contains(&*app.to_string_lossy()));

@@ -6,6 +6,7 @@ use quorate::{
     ownership::{
         moves::{Policy, Window},
         record::Cause,
+        told::{Told, Work},
     },
 };
 
@@ -160,5 +161,48 @@ fn it_goes_back_to_the_preferred_device_in_the_window_only() {
         assert_eq!((stage.running(), stage.epochs()), expected, "{window:?}");
         stage.pass(30 * S);
         assert_eq!((stage.running(), stage.epochs()), expected, "{window:?}");
+    }
+}
+
+/// What device `at` knows of what `of` says of itself.
+fn told(stage: &Stage, at: usize, of: usize) -> Told {
+    let roster = stage.roster(at).expect("is up");
+    roster.contact(&stage.devices[of].id).unwrap_or_default().told
+}
+
+#[test]
+fn every_device_knows_what_is_wrong_with_any_other_and_what_the_owners_workload_does() {
+    let name = |name: &str| vec![name.to_owned()];
+    for seed in 1..=2 {
+        let (mut stage, owner) = running(setup(seed));
+        let (next, third) = ((owner + 1) % 3, (owner + 2) % 3);
+        let knows = move |s: &Stage, of: usize, work, names: &[String]| {
+            let others = (0..3).filter(|at| *at != of);
+            let wanted = Told { work: Some(work), conditions: names.to_vec() };
+            others.map(|at| told(s, at, of)).all(|told| told == wanted)
+        };
+        let says = |s: &Stage, n: usize, names| s.roster(n).expect("is up").declare_conditions(names);
+        assert!(knows(&stage, owner, Work::Running, &[]) && knows(&stage, third, Work::Stopped, &[]));
+        // An owner says it with its next questions, a standby with its next answer, and to the other standby when they next speak.
+        says(&stage, owner, name("workload.crashing"));
+        stage.until(300 * MS, "the owner's trouble is known", |s| {
+            knows(s, owner, Work::Running, &name("workload.crashing"))
+        });
+        says(&stage, third, name("plant.unseen"));
+        stage.until(2200 * MS, "a standby's trouble is known", |s| {
+            knows(s, third, Work::Stopped, &name("plant.unseen"))
+        });
+        // What a link that fails has swallowed is said again once it is mended, and what is over is over.
+        stage.isolate(third);
+        stage.pass(2 * S);
+        says(&stage, owner, Vec::new());
+        stage.pass(2 * S);
+        assert_eq!(told(&stage, third, owner).conditions, name("workload.crashing"), "it cannot have heard");
+        stage.heal();
+        stage.until(4 * S, "the end of it is known", |s| knows(s, owner, Work::Running, &[]));
+        stage.transfer(next);
+        stage.until(2 * S, "the other runs it", |s| s.running() == Some(next));
+        stage.until(300 * MS, "that is known everywhere", |s| knows(s, next, Work::Running, &[]));
+        stage.until(2200 * MS, "and that it has ended before", |s| knows(s, owner, Work::Stopped, &[]));
     }
 }

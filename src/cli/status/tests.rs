@@ -1,7 +1,11 @@
 use super::*;
 use crate::{
     condition::{Condition, Raised},
-    status::report::{Hub, Knock, Member, Ordered, Orders, Owner, Probe, Role, Workload},
+    ownership::told::Told,
+    status::{
+        report::{Hub, Knock, Member, Ordered, Orders, Owner, Probe, Role, Workload},
+        said,
+    },
 };
 
 fn report() -> Report {
@@ -18,6 +22,7 @@ fn report() -> Report {
         fit: unfit.is_none(),
         unfit_reason: unfit.map(str::to_owned),
         plant_seen: None,
+        workload: None,
     };
     Report {
         site: "plant-7".into(),
@@ -30,6 +35,7 @@ fn report() -> Report {
             epoch: 17,
             valid_for_ms: 350,
             reason: "edge-2 claimed after edge-3 was not heard for 620 ms".into(),
+            ..Owner::default()
         },
         epoch: 17,
         role: Role::Follower,
@@ -120,6 +126,50 @@ WARNING no.spare
     survive a loss.
 ";
     assert_eq!(shown, expected);
+}
+
+#[test]
+fn says_what_is_wrong_on_another_device() {
+    let mut crashing = report();
+    crashing.owner.workload = Some("backing off".into());
+    crashing.owner.workload_wrong = Some("backing off, workload.crashing".into());
+    let told =
+        |names: &[&str]| Told { work: None, conditions: names.iter().map(|n| (*n).to_owned()).collect() };
+    let raised = [Raised::new(Condition::NoSpare, "not heard: edge-3")];
+    crashing.conditions = said::conditions("edge-1", &raised, &[("edge-2", told(&["workload.crashing"]))]);
+    let shown = text(&crashing, Paint(false));
+    let head: Vec<&str> = shown.lines().skip(5).take(2).collect();
+    assert_eq!(
+        head,
+        [
+            "trouble   the workload on edge-2, the owner: backing off, workload.crashing",
+            "          workload.crashing on edge-2, no.spare",
+        ]
+    );
+    assert!(shown.contains("\nworkload  process, backing off on edge-2, stopped here\n"), "{shown}");
+    let conditions = "
+CRITICAL workload.crashing on edge-2
+    raised by edge-2, which \"this device\" means; its status has the facts
+    Read the workload's output in this device's log; move it with `quorate
+    transfer` if only this device is affected.
+WARNING no.spare
+    not heard: edge-3
+";
+    assert!(shown.contains(conditions), "{shown}");
+    assert!(
+        text(&crashing, Paint(true)).starts_with("owner     \u{1b}[31m"),
+        "an owner that does not work is no good news"
+    );
+    // It ended only once so far: no condition says so yet, and all is not well.
+    crashing.conditions.clear();
+    crashing.owner.workload_wrong = Some("backing off".into());
+    let shown = text(&crashing, Paint(false));
+    assert!(shown.contains("\ntrouble   the workload on edge-2, the owner: backing off\n"), "{shown}");
+    assert!(!shown.contains("trouble   none"), "{shown}");
+    (crashing.owner.workload, crashing.owner.workload_wrong) = (Some("running".into()), None);
+    let shown = text(&crashing, Paint(false));
+    assert!(shown.ends_with("trouble   none\n"), "{shown}");
+    assert!(shown.contains("\nworkload  process, running on edge-2, stopped here\n"), "{shown}");
 }
 
 #[test]

@@ -53,6 +53,8 @@ struct Asked {
 struct Open {
     id: u64,
     questions: mpsc::UnboundedSender<proto::RenewRequest>,
+    /// How this member is, as it was last said on it.
+    told: Option<proto::Health>,
     /// When the oldest question was asked on it that it has not answered.
     waiting: Option<Moment>,
     _end: DropGuard,
@@ -64,12 +66,13 @@ impl Line {
     }
 
     /// Asks a question. Its answer, if one comes within four hold times, goes to `answers`: after one hold time it is worth
-    /// nothing as a promise, but tells that the network is slow. Returns at once.
+    /// nothing as a promise, but tells that the network is slow. How this member is goes with it where that is news. Returns at
+    /// once.
     pub(crate) fn ask(
         &self,
         peer: &Peer,
         question: Question,
-        mut message: proto::RenewRequest,
+        (mut message, health): (proto::RenewRequest, &proto::Health),
         answers: &mpsc::UnboundedSender<Renewed>,
         tasks: &TaskTracker,
     ) {
@@ -101,8 +104,12 @@ impl Line {
         message.number = streams.numbers.0;
         for open in &mut streams.open {
             open.waiting.get_or_insert(now);
+            let news = (open.told.as_ref() != Some(health)).then(|| health.clone());
+            if news.is_some() {
+                open.told.clone_from(&news);
+            }
             // An error means that the stream has just ended.
-            let _ = open.questions.send(message);
+            let _ = open.questions.send(proto::RenewRequest { health: news, ..message.clone() });
         }
         streams.asked.insert(message.number, Asked { question, sent: now, answers: answers.clone() });
     }
@@ -132,7 +139,7 @@ impl Line {
                 peer.roster.answered(peer.node, Moment::default(), Err(describe(&status)), refused);
             }
         });
-        Open { id, questions, waiting: None, _end: end.drop_guard() }
+        Open { id, questions, told: None, waiting: None, _end: end.drop_guard() }
     }
 
     async fn read(

@@ -28,7 +28,10 @@ use crate::{
     clock::{Clock, Moment},
     epoch::Epoch,
     id::{DeviceId, Incarnation, NodeId, StoreId},
-    ownership::moves::Sight,
+    ownership::{
+        moves::Sight,
+        told::{Told, Work},
+    },
     site::Site,
     timing::Timing,
 };
@@ -74,6 +77,7 @@ struct Seen {
     barred: bool,
     uplink: Option<bool>,
     sight: Sight,
+    told: Told,
     /// Empty: only the sidecar's version is known.
     build: String,
     rejoining: BTreeMap<DeviceId, String>,
@@ -98,6 +102,8 @@ pub struct Contact {
     pub uplink: Option<bool>,
     /// What it sees of the plant.
     pub sight: Sight,
+    /// What it says is wrong with it. As old as `heard`, if that is recent: whoever is heard says at once what has changed.
+    pub told: Told,
     /// The version it runs.
     pub version: String,
     /// Which life of its sidecar answered last.
@@ -259,6 +265,16 @@ impl Roster {
         std::mem::replace(&mut self.seen().sight, sight) != sight
     }
 
+    /// Declares what this member observes of its workload, told to the others with the next answer or question.
+    pub fn declare_work(&self, work: Option<Work>) {
+        self.seen().told.work = work;
+    }
+
+    /// Declares which conditions this member raises, told to the others with the next answer or question.
+    pub fn declare_conditions(&self, names: Vec<String>) {
+        self.seen().told.conditions = names;
+    }
+
     /// What this member sees of the plant, as it has declared.
     pub fn sight(&self) -> Sight {
         self.seen().sight
@@ -318,10 +334,10 @@ impl Roster {
         fingerprint.clone_into(&mut self.seen().build);
     }
 
-    fn health(&self) -> super::wire::proto::Health {
-        let (unfit, barred, uplink, sight) = {
+    pub(super) fn health(&self) -> super::wire::proto::Health {
+        let (unfit, barred, uplink, sight, told) = {
             let seen = self.seen();
-            (seen.unfit.clone(), seen.barred, seen.uplink, seen.sight)
+            (seen.unfit.clone(), seen.barred, seen.uplink, seen.sight, seen.told.clone())
         };
         let version = self.build();
         super::wire::proto::Health {
@@ -335,6 +351,8 @@ impl Roster {
             uplink: uplink.map_or(0, |reaches| if reaches { 1 } else { 2 }),
             plant_seen: sight.seen,
             plant_asked: sight.asked,
+            workload: told.work.map_or(0, Work::number),
+            conditions: told.conditions,
         }
     }
 
@@ -384,6 +402,7 @@ impl Roster {
             };
             contact.sight =
                 Sight { seen: health.plant_seen.min(health.plant_asked), asked: health.plant_asked };
+            contact.told = Told::heard(health.workload, health.conditions);
         }
     }
 
@@ -499,6 +518,8 @@ mod tests {
             uplink: 7,
             plant_seen: 9,
             plant_asked: 2,
+            workload: 99,
+            conditions: vec!["\u{1b}[2J".into(), "x".repeat(100_000), "no.spare".into()],
         };
         assert!(roster.has_vote(node), "nothing else was heard");
         roster.heard(node, &DeviceId::new("edge-2").expect("a name"), Some(health));
@@ -508,6 +529,7 @@ mod tests {
         assert!(!roster.has_vote(node));
         assert_eq!(contact.uplink, None, "a word of a later version says nothing");
         assert_eq!(contact.sight, Sight { seen: 2, asked: 2 }, "nobody sees more than there is");
+        assert_eq!(contact.told, Told { work: None, conditions: vec!["no.spare".into()] });
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl Service {
     /// One question for a promise, answered from memory.
     fn promise(&self, caller: NodeId, message: proto::RenewRequest) -> Result<proto::RenewReply, Status> {
         if let Some(device) = self.roster.device_of(caller) {
-            self.roster.heard(caller, &device, None);
+            self.roster.heard(caller, &device, message.health);
         }
         let from = plausible::ballot(message.ballot, caller, self.term())?;
         let epoch =

@@ -220,6 +220,27 @@ fn one_or_two_devices_survive_nothing() {
 }
 
 #[test]
+fn an_owner_whose_workload_does_not_work_survives_nothing() {
+    let mut report = three();
+    report.owner.workload = Some("backing off".into());
+    report.owner.workload_wrong = Some("backing off, workload.crashing".into());
+    let plan = says(
+        &report,
+        "\
+note: edge-2 owns, and its workload does not work now: backing off, workload.crashing
+edge-1: edge-2 goes on as it is, its workload not working; the site could then lose no more devices
+edge-2: edge-1 (or edge-3) takes over in at most 0.7 s; the site could then lose no more devices
+edge-3: edge-2 goes on as it is, its workload not working; the site could then lose no more devices
+",
+    );
+    assert!(!plan.survives_any);
+    assert_eq!(plan.workload_wrong, report.owner.workload_wrong);
+    assert_eq!(plan.devices[0].effect, Effect::GoesOn, "of the ownership: an update may mend the workload");
+    report.owner.known = false;
+    assert_eq!(super::plan(&report).workload_wrong, None, "an answer that has lapsed is none");
+}
+
+#[test]
 fn bounds_are_rounded_up() {
     assert_eq!(
         [0, 1, 86, 692, 700, 701, 5_536].map(seconds).join(" "),
