@@ -1,6 +1,7 @@
 //! `quorate check-workload`: how the workload behaves under the fencer, before it has to.
 //!
-//! It really runs the workload on this device, so it asks to be told that this does no harm, and refuses where a sidecar answers.
+//! It really runs the workload on this device, so it asks to be told that this does no harm, and refuses where a sidecar works. It holds
+//! the data folder meanwhile, so that none begins.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -11,6 +12,7 @@ use crate::{
     clock::{BootClock, Clock as _},
     config::{self, Config, Environment},
     probe,
+    raft::log::folder,
     workload::{self, Context, exam},
 };
 
@@ -57,6 +59,19 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
         let message = format!("this runs the workload ({kind}) on this device, whoever owns the site");
         return Err(refused(message, "add --yes if that does no harm here").into());
     }
+    // Held until the end, so that no sidecar begins meanwhile.
+    let _lock = match folder::lock(&config.storage.path) {
+        Ok(lock) => Some(lock),
+        // Where no sidecar could start.
+        Err(folder::Error::Missing(_)) => None,
+        Err(why @ folder::Error::InUse(_)) => {
+            let hint = "the sidecar there may run the workload at any moment: stop it first, or try this on a test bench";
+            return Err(refused(why.to_string(), hint).into());
+        }
+        Err(why) => {
+            return Err(refused(why.to_string(), "run this as the user that the sidecar runs as").into());
+        }
+    };
     if answers(&config).await {
         let message = "a sidecar runs on this device, and may run the workload at any moment".to_owned();
         return Err(refused(message, "stop it first, or try this on a test bench").into());

@@ -16,6 +16,7 @@ use super::{
     types::{self, LogId},
     vote_guard::{Ballot, VoteRefusal},
     wire::{self, proto},
+    words,
 };
 use crate::{
     clock::{Moment, micros},
@@ -127,7 +128,7 @@ impl Group {
         });
         let term = match begun.await {
             Ok(Ok(term)) => term,
-            Ok(Err(e)) => return Campaign::Lost { reason: e.to_string() },
+            Ok(Err(e)) => return Campaign::Lost { reason: words::stopped(&e) },
             Err(e) => return Campaign::Lost { reason: e.to_string() },
         };
         self.await_election(term).await

@@ -39,6 +39,7 @@ use super::{
     vouch::{Echo, Vouch, Vouched},
     widest::Widest,
     wire::proto,
+    words,
 };
 use crate::{
     clock::{Clock, Moment, micros},
@@ -141,7 +142,8 @@ impl Proposer {
         match self.0.client_write(command).await {
             Ok(reply) => Ok(reply.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(ProposeError::NoLeader),
-            Err(e) => Err(ProposeError::Stopped(e.to_string())),
+            Err(RaftError::APIError(e)) => Err(ProposeError::Refused(words::refused(&e))),
+            Err(RaftError::Fatal(e)) => Err(ProposeError::Stopped(words::stopped(&e))),
         }
     }
 }
@@ -210,7 +212,7 @@ impl Group {
         let config = Arc::new(types::config(roster.site.id.as_str()));
         let raft = Raft::new(me.0, config, peers.clone(), log.clone(), machine.clone())
             .await
-            .map_err(|e| io::Error::other(e.to_string()))?;
+            .map_err(|e| io::Error::other(words::stopped(&e)))?;
         let role = follow(&raft, &machine, &roster, &tasks);
         let (vouch, deference) = (Vouch::new(clock.now()), Deference::new(clock.clone()));
         Ok(Group {
@@ -477,8 +479,8 @@ impl Group {
         match tokio::time::timeout(limit, work).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(ProposeError::NoLeader),
-            Ok(Err(RaftError::APIError(e))) => Err(ProposeError::Refused(e.to_string())),
-            Ok(Err(e)) => Err(ProposeError::Stopped(e.to_string())),
+            Ok(Err(RaftError::APIError(e))) => Err(ProposeError::Refused(words::refused(&e))),
+            Ok(Err(RaftError::Fatal(e))) => Err(ProposeError::Stopped(words::stopped(&e))),
             Err(_) => Err(ProposeError::NoAnswer),
         }
     }

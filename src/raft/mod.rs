@@ -60,6 +60,7 @@ pub mod vote_guard;
 mod vouch;
 mod widest;
 mod wire;
+mod words;
 
 pub use campaign::{Campaign, Courtesy};
 pub(crate) use group::Proposer;

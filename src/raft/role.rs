@@ -15,6 +15,7 @@ use super::{
     peer::Roster,
     types::{self, Raft},
     vote_guard::Ballot,
+    words,
 };
 use crate::{id::NodeId, ownership::view::Standing};
 
@@ -54,7 +55,7 @@ pub(super) fn follow(
             ballot,
             voters: members.voters,
             applied: applied.index.unwrap_or(0),
-            fatal: metrics.running_state.as_ref().err().map(ToString::to_string),
+            fatal: metrics.running_state.as_ref().err().map(words::stopped),
         }
     };
     let (sender, receiver) = watch::channel(read(&metrics.borrow(), &applied.borrow()));

@@ -6,8 +6,11 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::sync::watch;
 
-use super::{Context, Grant, Observed, ProcessWorkload, Ready, Settings, Workload as _, link, orphans};
+use super::{
+    Context, Grant, Observed, ProcessWorkload, Ready, Settings, Workload as _, fencer::LEFT, link, orphans,
+};
 use crate::{
     clock::{Clock, Moment, sleep_until},
     epoch::Epoch,
@@ -95,52 +98,45 @@ pub async fn examine(
     grades.push(Grade::new("stays", stays(&workload, &*clock, hold, run_for).await));
 
     tell("telling it to stop");
-    let pid = match *workload.observe().borrow() {
-        Observed::Running { pid, .. } => pid,
-        _ => None,
-    };
+    let running = main(&workload.observe().borrow());
     let begun = clock.now();
-    let (ended, behind) = {
+    let (stopped, end) = {
         let stop = workload.stop();
         let keep = keep(&workload, &*clock, hold);
-        let watch = left_behind(&mark, pid);
-        tokio::pin!(watch);
-        let mut behind = None;
-        tokio::pin!(stop, keep);
-        let ended = loop {
+        let watch = end_of(&mark, running.as_ref().copied().ok().flatten(), &*clock);
+        tokio::pin!(stop, keep, watch);
+        let mut end = None;
+        let stopped = loop {
             tokio::select! {
                 biased;
-                ended = &mut stop => break ended,
-                found = &mut watch, if behind.is_none() => behind = Some(found),
+                stopped = &mut stop => break stopped,
+                seen = &mut watch, if end.is_none() => end = Some(seen),
                 () = &mut keep => {}
             }
         };
-        (ended, behind.unwrap_or_default())
+        (stopped, end)
     };
+    // Where something else is started and stopped, the processes here are our own.
+    let end = end.unwrap_or_default().filter(|_| settings.undo.is_empty());
     let took = clock.now().since(begun);
-    let patience = settings.stop_timeout;
+    let told = Ended { what: "TERM", took, limit: settings.stop_timeout, main: end.as_ref(), since: begun };
     grades.push(Grade::new(
         "stops when told",
-        match ended {
-            Err(e) => Err(e.to_string()),
-            Ok(()) if took >= patience => Err(format!(
-                "it had to be killed after {} ms; let it end on TERM within workload.stop_timeout",
-                patience.as_millis()
-            )),
-            Ok(()) => Ok(format!("it ended {} ms after TERM", took.as_millis())),
+        match (stopped, &running) {
+            (Err(e), _) => Err(e.to_string()),
+            (Ok(()), Err(how)) => Err(unseen(how)),
+            (Ok(()), Ok(_)) => told.grade("let it end on TERM within workload.stop_timeout"),
         },
     ));
-    // Where something else is started and stopped, the processes here are our own.
-    let behind = if settings.undo.is_empty() { behind } else { Vec::new() };
+    let left = match &running {
+        Ok(_) => end.map(|end| end.left.join(", ")).filter(|left| !left.is_empty()),
+        Err(how) => how.split_once(LEFT).map(|(_, left)| left.to_owned()),
+    };
     grades.push(Grade::new(
         "leaves nothing",
-        match behind.as_slice() {
-            [] => Ok("no process was left when its main process had ended".into()),
-            left => Err(format!(
-                "{} of its processes outlived the main one and had to be killed: {}",
-                left.len(),
-                left.join(", ")
-            )),
+        match left {
+            None => Ok("no process was left when its main process had ended".into()),
+            Some(left) => Err(format!("these outlived its main process and had to be killed: {left}")),
         },
     ));
 
@@ -151,29 +147,123 @@ pub async fn examine(
         Err(e) => Err(e.to_string()),
         Ok(()) => {
             let mut observed = workload.observe();
+            let running = sleep_or_end(&mut observed, &*clock, until).await;
+            let watch = end_of(&mark, running.as_ref().copied().ok().flatten(), &*clock);
+            tokio::pin!(watch);
             let give_up = until + grace * 4 + READY;
-            tokio::select! {
-                _ = observed.wait_for(|o| *o == Observed::Stopped) => {}
-                () = sleep_until(&*clock, give_up) => {}
+            let mut end = None;
+            loop {
+                tokio::select! {
+                    biased;
+                    _ = observed.wait_for(|o| *o == Observed::Stopped) => break,
+                    seen = &mut watch, if end.is_none() => end = Some(seen),
+                    () = sleep_until(&*clock, give_up) => break,
+                }
             }
+            let end = end.unwrap_or_default().filter(|_| settings.undo.is_empty());
             let late = clock.now().since(until);
-            let (late_ms, kill_ms, grace_ms) = (late.as_millis(), kill_after.as_millis(), grace.as_millis());
-            if late < kill_after {
-                Ok(format!("it ended {late_ms} ms after its deadline, without being killed"))
-            } else if late < grace {
-                Err(format!(
-                    "it had to be killed {kill_ms} ms after its deadline: let it end on TERM sooner, or make workload.stop_grace longer"
-                ))
-            } else {
-                Err(format!(
-                    "it ran for {late_ms} ms after its deadline, and workload.stop_grace is {grace_ms} ms"
-                ))
+            let passed = Ended {
+                what: "its deadline",
+                took: late,
+                limit: kill_after,
+                main: end.as_ref(),
+                since: until,
+            };
+            match running {
+                Err(how) => Err(unseen(&how)),
+                Ok(_) if late < grace => {
+                    passed.grade("let it end on TERM sooner, or make workload.stop_grace longer")
+                }
+                Ok(_) => Err(format!(
+                    "it ran for {} ms after its deadline, and workload.stop_grace is {} ms",
+                    late.as_millis(),
+                    grace.as_millis()
+                )),
             }
         }
     };
     grades.push(Grade::new("stops at its deadline", deadline));
     let _ = workload.stop().await;
     Ok(grades)
+}
+
+/// How a run came to its end.
+struct Ended<'a> {
+    /// What ended it.
+    what: &'static str,
+    since: Moment,
+    /// Until nothing of it was left.
+    took: Duration,
+    /// After so long it is killed.
+    limit: Duration,
+    /// The end of the main process, if that was seen before the end of all.
+    main: Option<&'a End>,
+}
+
+impl Ended<'_> {
+    fn grade(&self, advice: &str) -> Result<String, String> {
+        let Ended { what, took, limit, .. } = self;
+        if took < limit {
+            return Ok(format!("it ended {} ms after {what}, without being killed", took.as_millis()));
+        }
+        let killed = format!("had to be killed {} ms after {what}", limit.as_millis());
+        match self.main {
+            Some(End { at, left }) if !left.is_empty() => Err(format!(
+                "its main process ended {} ms after {what}, but what it had started did not and {killed}: {}; let the main \
+                 process end that first",
+                at.since(self.since).as_millis(),
+                left.join(", ")
+            )),
+            _ => Err(format!("it {killed}: {advice}")),
+        }
+    }
+}
+
+/// The end of a main process.
+#[derive(Debug)]
+struct End {
+    at: Moment,
+    /// What was still there a moment later.
+    left: Vec<String>,
+}
+
+/// The main process of a workload that runs, as far as its door knows it.
+///
+/// # Errors
+/// How it ended, if it ended by itself.
+fn main(observed: &Observed) -> Result<Option<u32>, String> {
+    match observed {
+        Observed::Running { pid, .. } => Ok(*pid),
+        Observed::BackingOff { last, .. } => Err(last.clone()),
+        Observed::Stopped | Observed::Stopping { .. } => Err("its fencer had stopped it".into()),
+    }
+}
+
+/// Waits for the deadline; who runs then.
+///
+/// # Errors
+/// How it ended, if that was before.
+async fn sleep_or_end(
+    observed: &mut watch::Receiver<Observed>,
+    clock: &dyn Clock,
+    until: Moment,
+) -> Result<Option<u32>, String> {
+    let mut running = Ok(None);
+    loop {
+        match &*observed.borrow_and_update() {
+            Observed::Running { pid, .. } => running = Ok(*pid),
+            Observed::BackingOff { last, .. } => return Err(last.clone()),
+            Observed::Stopped | Observed::Stopping { .. } => return running,
+        }
+        tokio::select! {
+            () = sleep_until(clock, until) => return running,
+            changed = observed.changed() => if changed.is_err() { return running },
+        }
+    }
+}
+
+fn unseen(how: &str) -> String {
+    format!("this could not be seen, for it had ended by itself: {how}")
 }
 
 fn epoch(n: u64) -> Epoch {
@@ -231,6 +321,11 @@ async fn stays(
         workload.extend(clock.now() + hold);
         match &*observed.borrow_and_update() {
             Observed::Running { .. } => {}
+            Observed::BackingOff { last, .. } if last.contains(LEFT) => {
+                return Err(format!(
+                    "it ended by itself: {last}; let the main process stay, in the foreground: what it leaves is killed"
+                ));
+            }
             Observed::BackingOff { last, .. } => return Err(format!("it ended by itself: {last}")),
             Observed::Stopped | Observed::Stopping { .. } => {
                 return Err("its fencer stopped it: this device is too busy to keep a lease".into());
@@ -241,12 +336,13 @@ async fn stays(
     Ok(format!("it ran for {} s", run_for.as_secs()))
 }
 
-/// The names of the processes that are still there when the main one has ended.
-async fn left_behind(mark: &str, main: Option<u32>) -> Vec<String> {
-    let Some(main) = main else { return Vec::new() };
+/// When the main process has ended, and what is still there a moment later. Nobody knows it if there is no main process.
+async fn end_of(mark: &str, main: Option<u32>, clock: &dyn Clock) -> Option<End> {
+    let main = main?;
     while orphans::lives(main) {
         tokio::time::sleep(LOOK).await;
     }
+    let at = clock.now();
     tokio::time::sleep(BEHIND).await;
-    orphans::marked(mark)
+    Some(End { at, left: orphans::marked(mark) })
 }

@@ -69,6 +69,8 @@ use crate::{
 
 /// The environment variable that marks every process of a workload with the data folder it belongs to.
 pub(super) const MARK: &str = "QUORATE_FENCE";
+/// Between how the main process ended by itself and the names of what it left running.
+pub(super) const LEFT: &str = ", and it left running: ";
 /// This binary, also after the file has been replaced by a newer one.
 pub(super) const SELF: &str = "/proc/self/exe";
 
@@ -351,6 +353,7 @@ impl Fencer {
                     if self.undo.pid().is_some() {
                         self.undo.is_done(&self.orders, &mut self.sidecar);
                     }
+                    self.name_left(inputs);
                     return;
                 }
                 Err(Errno::INTR) => {}
@@ -361,6 +364,22 @@ impl Fencer {
                     }
                     return;
                 }
+            }
+        }
+    }
+
+    /// Says, if the main process has just ended by itself, what it has left running. That will be killed now, and whoever wonders
+    /// why a program that goes into the background does not stay reads it there.
+    fn name_left(&self, inputs: &mut [Input]) {
+        let ended = inputs.iter_mut().find_map(|input| match input {
+            Input::MainEnded { how } => Some(how),
+            _ => None,
+        });
+        if let Some(how) = ended.filter(|_| !self.fence.emptying()) {
+            let left = orphans::children_of(getpid());
+            let names: Vec<String> = left.into_iter().filter_map(orphans::name).collect();
+            if !names.is_empty() {
+                *how = Text::new(format!("{how}{LEFT}{}", names.join(", ")));
             }
         }
     }

@@ -62,7 +62,13 @@ pub(super) fn lives(pid: u32) -> bool {
     pid.and_then(stat).is_some_and(|stat| !stat.ended)
 }
 
-/// The command lines of all other processes that carry `mark`, shortened for people.
+/// The name of a process, for people. Its command line is not read: that could wait for the process.
+pub(super) fn name(pid: Pid) -> Option<String> {
+    let name = std::fs::read(format!("/proc/{}/comm", raw(pid))).ok()?;
+    Some(format!("{} ({})", String::from_utf8_lossy(&name).trim(), raw(pid)))
+}
+
+/// The command lines of all other processes of the workload with this `mark`, shortened for people.
 pub(super) fn marked(mark: &str) -> Vec<String> {
     let line = |pid: Pid| {
         let words = std::fs::read(format!("/proc/{}/cmdline", raw(pid))).unwrap_or_default();
@@ -70,8 +76,7 @@ pub(super) fn marked(mark: &str) -> Vec<String> {
         format!("{} ({})", line.trim().chars().take(60).collect::<String>(), raw(pid))
     };
     let others = all().into_iter().filter(|pid| *pid != getpid());
-    let found = others.filter(|pid| carries(*pid, mark) && stat(*pid).is_some_and(|s| !s.ended));
-    found.map(line).collect()
+    others.filter(|pid| belongs(*pid, mark, None)).map(line).collect()
 }
 
 fn carries(pid: Pid, mark: &str) -> bool {

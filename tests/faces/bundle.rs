@@ -133,9 +133,12 @@ async fn a_bundle_has_all_that_helps_and_no_secret() {
     let facts: serde_json::Value = serde_json::from_str(file(&files, "facts.json")).expect("JSON");
     assert_eq!(facts["quorate"], env!("CARGO_PKG_VERSION"));
     assert!(file(&files, "README.txt").contains("status.json"));
-    // Nothing is overwritten.
+    // Nothing is overwritten, and nothing is taken away.
     let again = device.bundle(&format!("http://{}", grpc.address), &[]).await;
     assert_eq!(again.status.code(), Some(2), "{again:?}");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("not there yet"), "{again:?}");
+    assert_eq!(device.at("out.tar").metadata().expect("there").len() % 512, 0);
+    assert!(device.at("out.tar").metadata().expect("there").len() > 512);
 }
 
 #[tokio::test]

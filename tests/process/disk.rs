@@ -12,7 +12,7 @@ use std::{
 
 use rustix::process::Signal;
 
-use super::site::{Plan, Site, until};
+use super::site::{Plan, Site, quorate, until};
 
 /// From now on every fdatasync of this sidecar fails with EIO. Detached when dropped.
 struct Failing(Child);
@@ -128,6 +128,26 @@ fn fill(folder: &Path) {
     for size in [1 << 20, 4096, 1] {
         while file.write_all(&vec![7; size]).is_ok() {}
     }
+}
+
+#[test]
+fn a_support_bundle_leaves_no_half_of_itself_on_a_full_disk() {
+    let Some(disks) = Disks::mount(1, "4k") else { return };
+    let site = Site::new();
+    let file = disks.path(0).join("edge-1.tar");
+    let output = quorate()
+        .arg("support-bundle")
+        .arg(&file)
+        .args(["--endpoint", "unix:/nobody/is/there.sock"])
+        .envs(site.environment(0))
+        .output()
+        .expect("starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let folder = disks.path(0).display().to_string();
+    let hint = said.lines().find(|line| line.starts_with("  hint: ")).expect("a hint");
+    assert!(hint.contains(&folder) && hint.contains("quorate support-bundle /"), "{said}");
+    assert!(!file.exists(), "half a file helps nobody");
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! `quorate check-workload` with real workloads, good ones and bad ones.
 
+use std::process::Stdio;
+
+use quorate::raft::log::folder;
 use serde_json::Value;
 
 use super::site::{Plan, Site, quorate, until};
@@ -49,6 +52,69 @@ fn each_fault_of_a_workload_is_named() {
     assert!(left.iter().any(|(what, how)| what == "leaves nothing" && how.contains("sleep 30")), "{left:?}");
 }
 
+/// How it did not pass this question.
+#[track_caller]
+fn how<'a>(failed: &'a [(String, String)], question: &str) -> &'a str {
+    let found = failed.iter().find(|(what, _)| what == question);
+    found.map_or_else(|| panic!("{question}: {failed:?}"), |(_, how)| how)
+}
+
+/// As a program does that goes into the background.
+#[test]
+fn one_that_forks_away_is_graded_by_what_could_be_seen() {
+    let grades = failed("sleep 30 & sleep 0.2; exit 0");
+    assert!(how(&grades, "stays").contains("in the foreground"), "{grades:?}");
+    assert!(how(&grades, "leaves nothing").contains("sleep ("), "{grades:?}");
+    for question in ["stops when told", "stops at its deadline"] {
+        let how = how(&grades, question);
+        assert!(how.contains("could not be seen") && how.contains("exit code 0"), "{how}");
+    }
+    let grades = failed("exit 3");
+    assert!(!grades.iter().any(|(what, _)| what == "leaves nothing"), "{grades:?}");
+    assert!(how(&grades, "stops when told").contains("exit code 3"), "{grades:?}");
+}
+
+#[test]
+fn who_did_not_end_is_blamed_and_no_other() {
+    let deaf = "sh -c 'trap \"\" TERM; while :; do sleep 0.02; done' & trap 'exit 0' TERM; while :; do sleep 0.02; done";
+    let grades = failed(deaf);
+    for question in ["stops when told", "stops at its deadline"] {
+        let how = how(&grades, question);
+        assert!(how.starts_with("its main process ended ") && how.contains("sh -c trap"), "{how}");
+    }
+    let grades = failed("trap '' TERM; while :; do sleep 0.02; done");
+    assert!(
+        how(&grades, "stops when told").starts_with("it had to be killed 400 ms after TERM"),
+        "{grades:?}"
+    );
+}
+
+#[test]
+fn it_never_runs_beside_a_sidecar_that_begins() {
+    let site = Site::with(Plan {
+        workload: Some("kind = \"process\"\ncommand = [\"/bin/sleep\", \"60\"]".into()),
+        ..Plan::default()
+    });
+    let data = site.data(0);
+    let begun = folder::lock(&data).expect("as a sidecar does before all else");
+    let check = || {
+        let mut command = quorate();
+        command.args(["check-workload", "--yes", "--seconds", "1"]).envs(site.environment(0));
+        command
+    };
+    let output = check().output().expect("starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains(&data.display().to_string()) && said.contains("hint: "), "{said}");
+    drop(begun);
+    let mut running = check().stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    until("it to hold the folder", || {
+        matches!(folder::lock(&data), Err(folder::Error::InUse(_))).then_some(())
+    });
+    running.wait().expect("ends");
+    folder::lock(&data).expect("it is free again");
+}
+
 #[test]
 fn it_runs_nothing_where_that_could_do_harm() {
     let (code, said) = graded("echo hello > ran", &[]);
@@ -60,7 +126,8 @@ fn it_runs_nothing_where_that_could_do_harm() {
     let output =
         quorate().args(["check-workload", "--yes"]).envs(site.environment(0)).output().expect("starts");
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("a sidecar runs"), "{output:?}");
+    let data = site.data(0).display().to_string();
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&data), "{output:?}");
     until("nothing to be left", || (!site.file("edge-1/ticks").exists()).then_some(()));
 }
 

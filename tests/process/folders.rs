@@ -369,6 +369,11 @@ fn an_emptied_device_votes_again_without_anybodys_help() {
         r.devices_may_fail == 1 && r.conditions.iter().all(|c| c.name != "member.rejoining")
     });
     assert_eq!(site.owner(0), (owner, epoch), "no ownership change");
+    // Said as people say it.
+    for n in 0..3 {
+        let log = site.log(n);
+        assert!(!log.contains("LogId") && !log.contains("Some("), "{log}");
+    }
     // Without its vote there is no majority now.
     site.signal(third, Signal::KILL);
     site.left(third);

@@ -86,11 +86,7 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
         archive.add(name, known.strike(text).as_bytes());
     }
     let file = args.file.unwrap_or_else(|| PathBuf::from(format!("{name}.tar")));
-    write(&file, &archive.end()).map_err(|e| Trouble {
-        message: format!("cannot write {}: {e}", file.display()),
-        hint: "name a file that is not there yet, in a folder that you may write".into(),
-        code: REFUSED,
-    })?;
+    write(&file, &archive.end()).map_err(|e| unwritten(&file, &e))?;
     say(&file.display().to_string())?;
     match said {
         Ok(_) => Ok(DONE),
@@ -101,11 +97,32 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
     }
 }
 
-/// Nobody else may read it, and nothing is overwritten.
-fn write(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+/// Nobody else may read it, and nothing is overwritten. Half a file is none.
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    // It was made a moment ago, here.
+    written.inspect_err(|_| drop(std::fs::remove_file(path)))
+}
+
+fn unwritten(file: &Path, why: &io::Error) -> Trouble {
+    let hint = match why.kind() {
+        io::ErrorKind::AlreadyExists => {
+            "name a file that is not there yet: `quorate support-bundle FILE`".into()
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new("."));
+            let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+            format!(
+                "make room in {}, or name a file on another file system, such as \
+                 `quorate support-bundle /dev/shm/support.tar`",
+                folder.display()
+            )
+        }
+        _ => "name a file in a folder that you may write: `quorate support-bundle FILE`".into(),
+    };
+    Trouble { message: format!("cannot write {}: {why}", file.display()), hint, code: REFUSED }
 }
 
 fn pretty(value: &Value) -> String {

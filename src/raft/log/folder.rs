@@ -58,7 +58,9 @@ pub enum Error {
         site: SiteId,
     },
     /// Another sidecar works in it.
-    #[error("the data folder {0} is in use by another sidecar; stop that one first")]
+    #[error(
+        "the data folder {0} is in use by another sidecar, or by `quorate check-workload`; stop that one first"
+    )]
     InUse(PathBuf),
     /// The member list has changed since the store was made.
     #[error(
@@ -276,7 +278,7 @@ fn begin_anew(
         "The store of device {} of site {} must not be used: {}\n\n\
          Its number: {}. The sidecar that found this: quorate {}.\n\
          The highest term that could still be read is {}, the highest epoch {}.\n\
-         The mark: {mark:?}.\n\n\
+         What it once held: {mark}.\n\n\
          The device began anew under store number {} and has no vote until the others take it in again.\n\
          What to do: 'A damaged store' in deploy/README.md. Only the newest three of these folders are kept.\n",
         renewed.device,
@@ -357,9 +359,15 @@ fn write(folder: &Path, identity: &Identity) -> io::Result<()> {
     sync_folder(folder)
 }
 
-/// Locks the folder itself, before anything in it is touched.
-fn lock(folder: &Path) -> Result<Lock, Error> {
-    let file = File::open(folder).map_err(|e| Error::NotWritable(folder.to_owned(), e))?;
+/// Locks the folder itself, before anything in it is touched: no sidecar works in it, and none begins, until the lock is dropped.
+///
+/// # Errors
+/// [`Error`].
+pub fn lock(folder: &Path) -> Result<Lock, Error> {
+    let file = File::open(folder).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => Error::Missing(folder.to_owned()),
+        _ => Error::NotWritable(folder.to_owned(), e),
+    })?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse(folder.to_owned())),
         // Some file systems cannot lock a folder. The store's own lock is left then.

@@ -8,6 +8,7 @@
 //! damages one slot, and the other still holds the promise before.
 
 use std::{
+    fmt,
     fs::{File, OpenOptions},
     io,
     os::unix::fs::FileExt,
@@ -27,6 +28,19 @@ pub struct Mark {
     pub vote: Option<StoredVote>,
     /// The last log entry.
     pub last: Option<StoredLogId>,
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.vote {
+            Some(vote) => write!(f, "{vote}, ")?,
+            None => f.write_str("no vote, ")?,
+        }
+        match self.last {
+            Some(last) => write!(f, "and the log up to entry {} of term {}", last.index, last.term),
+            None => f.write_str("and no log"),
+        }
+    }
 }
 
 /// The file.
@@ -135,6 +149,13 @@ mod tests {
             vote: Some(StoredVote { term, node: 7, committed: true }),
             last: Some(StoredLogId { term, node: 7, index: term * 10 }),
         }
+    }
+
+    #[test]
+    fn people_can_read_it() {
+        let words = "a vote in term 3 for 0000000000000007, which won, and the log up to entry 30 of term 3";
+        assert_eq!(vote(3).to_string(), words);
+        assert_eq!(Mark::default().to_string(), "no vote, and no log");
     }
 
     #[test]

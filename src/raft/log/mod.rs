@@ -20,6 +20,7 @@ mod watched;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     future::Future,
     io,
     ops::{Bound, RangeBounds},
@@ -52,6 +53,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    id::NodeId,
     site::{Member, Site},
 };
 
@@ -79,6 +81,13 @@ pub struct StoredVote {
     pub node: u64,
     /// Whether a quorum is known to have voted so.
     pub committed: bool,
+}
+
+impl fmt::Display for StoredVote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let won = if self.committed { ", which won" } else { "" };
+        write!(f, "a vote in term {} for {}{won}", self.term, NodeId(self.node))
+    }
 }
 
 /// A log position as it lies on disk.

@@ -33,6 +33,7 @@ use crate::{
         vote_guard::{Ballot, VoteGuard, VoteRefusal},
         vouch::Vouch,
         wire::{self, proto},
+        words,
     },
     seal::{Receipt, Secret},
 };
@@ -156,7 +157,7 @@ fn refused(refusal: VoteRefusal) -> Status {
 }
 
 fn failed(error: &RaftError<u64>) -> Status {
-    Status::unavailable(error.to_string())
+    Status::unavailable(words::failed(error))
 }
 
 /// Raft's decision. It refuses every vote for a millisecond after each append (`types::config`); but the entry that makes a
@@ -301,7 +302,7 @@ impl proto::peer_server::Peer for Service {
             .raft
             .install_full_snapshot(vote, snapshot)
             .await
-            .map_err(|e| Status::unavailable(e.to_string()))?;
+            .map_err(|e| Status::unavailable(words::stopped(&e)))?;
         self.durable().await?;
         Ok(Response::new(proto::SnapshotReply { ballot: Some(wire::put_vote(&reply.vote)) }))
     }

@@ -1,7 +1,7 @@
 //! What a store must satisfy before its device may vote with it: against itself, and against what was promised.
 
 use super::{
-    super::{Contents, decode, decode_snapshot, mark::Mark, store_log_id},
+    super::{Contents, StoredVote, decode, decode_snapshot, mark::Mark, store_log_id},
     Error,
 };
 
@@ -9,7 +9,9 @@ use super::{
 pub(super) fn check(contents: &Contents, promised: &Mark) -> Result<(), Error> {
     let damaged = |what: String| Err(Error::Damaged(what));
     if contents.vote < promised.vote {
-        return damaged(format!("its vote is {:?}, but it once held {:?}", contents.vote, promised.vote));
+        let words = |vote: Option<StoredVote>| vote.map_or("no vote".into(), |vote| vote.to_string());
+        let (now, then) = (words(contents.vote), words(promised.vote));
+        return damaged(format!("it holds {now}, but it once held {then}"));
     }
     let snapshot = match contents.snapshot.as_ref().map(decode_snapshot) {
         None => None,
