@@ -24,6 +24,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// File systems without a disk behind them, by their numbers in statfs(2): tmpfs and ramfs.
 const IN_MEMORY: [rustix::fs::FsWord; 2] = [0x0102_1994, 0x8584_58f6];
 
+type Write = tokio::task::JoinHandle<Result<(), String>>;
+
 /// Where the file is, and who writes it.
 #[derive(Debug, Clone)]
 pub struct LeaseFile(PathBuf);
@@ -81,12 +83,13 @@ impl LeaseFile {
     /// Keeps the file until `stop`, and says after each write why it failed, if it did. The last word is that nobody here may act.
     pub async fn keep(self, door: Handle, tell_of: impl Fn(Option<String>), stop: CancellationToken) {
         let file = Arc::new(self);
+        let mut hangs = None;
         loop {
             let Ok(slot) = Arc::new(Semaphore::new(1)).acquire_owned().await else { return };
             let words = tell(door.permits(), door.clock(), slot, stop.clone());
             tokio::pin!(words);
             while let Some((permit, _)) = words.next().await {
-                let why = file.clone().write(Word::of(&*door, permit)).await;
+                let why = file.clone().write(Word::of(&*door, permit), &mut hangs).await;
                 let failed = why.is_some();
                 tell_of(why);
                 if failed {
@@ -99,17 +102,63 @@ impl LeaseFile {
                 () = tokio::time::sleep(AGAIN) => {}
             }
         }
-        tell_of(file.write(Word::last(&*door)).await);
+        tell_of(file.write(Word::last(&*door), &mut hangs).await);
     }
 
-    /// Why it failed, if it did. The file system may hang, and nothing else on this device shall wait for it.
-    async fn write(self: Arc<Self>, word: Word) -> Option<String> {
+    /// Why it failed, if it did. The file system may hang, and nothing else on this device shall wait for it; a write that `hangs` is
+    /// waited for before the next begins, so that no older word comes after a newer one.
+    async fn write(self: Arc<Self>, word: Word, hangs: &mut Option<Write>) -> Option<String> {
         let shown = self.0.display().to_string();
-        let written = tokio::task::spawn_blocking(move || self.replace(&word.json()));
-        match tokio::time::timeout(WRITE_TIME, written).await {
+        let slow = || format!("{shown} takes longer than {} s to write", WRITE_TIME.as_secs());
+        if let Some(before) = hangs {
+            if tokio::time::timeout(WRITE_TIME, before).await.is_err() {
+                return Some(slow());
+            }
+            *hangs = None;
+        }
+        let mut write = tokio::task::spawn_blocking(move || self.replace(&word.json()));
+        match tokio::time::timeout(WRITE_TIME, &mut write).await {
             Ok(Ok(written)) => written.err(),
             Ok(Err(e)) => Some(format!("{shown}: {e}")),
-            Err(_) => Some(format!("{shown} takes longer than {} s to write", WRITE_TIME.as_secs())),
+            Err(_) => {
+                *hangs = Some(write);
+                Some(slow())
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    /// A file system that hangs, played by a pipe that nobody reads in place of the file that is written first.
+    #[tokio::test]
+    async fn one_write_at_a_time_hangs_and_a_newer_word_comes_after_it() {
+        let folder =
+            tempfile::Builder::new().prefix("quorate-test-").tempdir_in("/dev/shm").expect("a tmpfs");
+        let file = Arc::new(LeaseFile::at(folder.path().join("lease.json")));
+        let pipe = file.beside("new");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).expect("a pipe");
+        let word = |epoch| Word {
+            active: true,
+            epoch,
+            until_boottime_ns: 1,
+            device: "edge-1".into(),
+            site: "plant-7".into(),
+            reason: String::new(),
+        };
+        let mut hangs = None;
+        for epoch in [1, 2] {
+            let why = file.clone().write(word(epoch), &mut hangs).await.expect("it hangs");
+            assert!(why.contains("takes longer") && hangs.is_some(), "{why}");
+        }
+        let reader = fs::OpenOptions::new().read(true).open(&pipe).expect("opens");
+        assert_eq!(file.clone().write(word(3), &mut hangs).await, None);
+        assert!(hangs.is_none());
+        assert_eq!(fs::read(folder.path().join("lease.json")).expect("is there"), word(3).json());
+        drop(reader);
     }
 }

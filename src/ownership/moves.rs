@@ -190,6 +190,12 @@ impl Moves {
         Advice { gives_way: Some(why), held: None }
     }
 
+    /// Whether there were so many changes that the owner gives way to nobody who is only better off.
+    pub fn spent(&self, policy: &Policy) -> bool {
+        let limit = usize::try_from(policy.changes_per_hour).unwrap_or(usize::MAX);
+        limit > 0 && self.changes.len() >= limit
+    }
+
     /// Why another had better own, if so.
     fn wish(&self, o: &Outlook<'_>) -> Option<String> {
         if let Some(why) = o.failing {

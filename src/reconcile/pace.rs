@@ -33,6 +33,10 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// How long a proposal may take.
 const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
 
+/// After many changes within the hour an owner that cannot work has to be so for this long before it gives way: what comes and goes on
+/// all devices would pass the workload round and round.
+const BEARS: Duration = Duration::from_secs(10);
+
 /// Why the workload cannot work on this device: what has failed, and why. Empty if it can.
 pub type Ailments = BTreeMap<&'static str, String>;
 
@@ -69,6 +73,8 @@ struct Steady {
     version: Option<(u64, Moment)>,
     /// This device owns or does not.
     owns: Option<(bool, Moment)>,
+    /// The workload cannot work here, or can.
+    unwell: Option<(bool, Moment)>,
     /// What the others were told.
     told: Option<Words>,
     /// What speaks for another owner.
@@ -182,11 +188,11 @@ impl PaceLoop {
         let paused = applied.record.paused.is_some();
         let drained = applied.record.drained.get(&roster.me).map(|by| Unfit::Drained(by.to_string()));
         let unwell = self.ailments.borrow().iter().next().map(|(_, why)| Unfit::Unwell(why.clone()));
-        let failing = self.failing.borrow().clone();
+        let (failing, policy) = (self.failing.borrow().clone(), self.policy.borrow().clone());
         let moves = steady.moves.look(&Outlook {
             now,
             unix_ms: self.clock.wall_ms(),
-            policy: &self.policy.borrow(),
+            policy: &policy,
             record: &applied.record,
             me: &roster.me,
             owns: owns.then_some(applied.record.epoch),
@@ -194,11 +200,13 @@ impl PaceLoop {
             others: &others,
             failing: failing.as_deref(),
         });
+        let begun = since(&mut steady.unwell, unwell.is_some(), now);
+        let bears = owns && steady.moves.spent(&policy) && now.since(begun) < BEARS;
         self.hold(moves.held);
         let gives_way =
             if owns { moves.gives_way } else { failing.clone().filter(|_| other_fit) }.map(Unfit::GivesWay);
         let goes = match &drained {
-            _ if unwell.is_some() => unwell.clone(),
+            _ if unwell.is_some() && !bears => unwell.clone(),
             Some(_) if !applied.record.goes_on(&roster.me) || (other_fit && !paused) => drained.clone(),
             _ if gives_way.is_some() => gives_way,
             _ => strain.filter(|_| other_fit && settled && !(owns && paused)).map(Unfit::Strained),

@@ -249,13 +249,19 @@ fn may_lose(report: &Report, device: &str) -> Result<(), String> {
     }
 }
 
-/// Whether a device is back: heard, with a vote that counts, and free to own, unless somebody keeps it from that on purpose.
+/// Whether a device is back: heard, with a vote that counts, and free to own, unless somebody keeps it from that on purpose. If it owns,
+/// its workload works.
 fn well(report: &Report, member: &Member) -> Result<(), String> {
     if !member.reachable {
         return Err("it is not heard".into());
     }
     if !member.votes {
         return Err("its vote does not count yet".into());
+    }
+    if owner(report) == Some(member.device.as_str())
+        && let Some(wrong) = &report.owner.workload_wrong
+    {
+        return Err(format!("its workload does not work: {wrong}"));
     }
     let meant = member.role == "witness" || report.orders.drained.contains_key(&member.device);
     // During an update builds differ. Where those that do stay away from the ownership, a handover that names them moves it all

@@ -6,7 +6,7 @@ use quorate::ownership::{
     record::Cause,
 };
 
-use super::{MS, S, running};
+use super::{MS, S, another_runs, bound, running};
 use crate::stage::{Setup, Stage};
 
 fn setup(seed: u64) -> Setup {
@@ -135,6 +135,30 @@ fn a_site_on_which_nobody_is_well_is_at_rest() {
         after.0 - before.0,
         after.1 - before.1
     );
+}
+
+/// What keeps devices from working comes and goes on all of them: each gives way when it cannot go on, but the workload does not go round and round.
+#[test]
+fn devices_that_are_unwell_again_and_again_do_not_pass_the_workload_round() {
+    let (mut stage, _) = running(Setup::default());
+    stage.disturbed();
+    for second in 0..72 {
+        for n in 0..3 {
+            // Never two at once.
+            stage.ails(n, (second % 6 == 2 * n).then_some("its disk is full"));
+        }
+        stage.pass(S);
+        // Nothing is owed while the owner changes.
+        stage.disturbed();
+    }
+    let changes = stage.epochs().len();
+    assert!((4..=8).contains(&changes), "{changes} in little more than a minute");
+    (0..3).for_each(|n| stage.ails(n, None));
+    stage.pass(bound() + S);
+    let owner = stage.running().expect("all are well");
+    // What lasts is another matter.
+    stage.ails(owner, Some("its disk is full"));
+    another_runs(&mut stage, 12 * S, owner);
 }
 
 /// The same for a site that is well and loses the owner's wellness alone: another takes over.

@@ -238,6 +238,30 @@ fn a_workload_that_comes_back_to_the_old_owner_ends_the_update() {
 }
 
 #[test]
+fn the_old_owner_is_left_alone_until_the_new_one_has_a_workload_that_works() {
+    let goal = goal(Expect::Build(NEW.into()));
+    let mut memory = Memory::default();
+    let moved = three("edge-1", [NEW, OLD, NEW]);
+    memory.note(&moved, &goal, at(0));
+    memory.handed_over();
+    let mut crashing = moved.clone();
+    crashing.owner.workload_wrong = Some("backing off, workload.crashing".into());
+    for s in [1, 60] {
+        memory.note(&crashing, &goal, at(s));
+        waits(&next_step(&crashing, &goal, &memory), "its workload does not work: backing off");
+    }
+    // Also when the update is begun anew.
+    waits(&first(&crashing, &goal), "edge-1 is updated, and its workload does not work");
+    memory.note(&moved, &goal, at(61));
+    waits(&next_step(&moved, &goal, &memory), "watched");
+    memory.note(&moved, &goal, at(66));
+    assert_eq!(next_step(&moved, &goal, &memory), updates("edge-2"));
+    // One that an update is to mend is no obstacle.
+    let broken = Report { owner: crashing.owner, ..three("edge-1", [OLD, OLD, OLD]) };
+    assert_eq!(first(&broken, &goal), updates("edge-2"));
+}
+
+#[test]
 fn an_answer_for_another_site_is_none() {
     let wanted = goal(Expect::Any);
     let report = three("edge-2", [OLD, OLD, OLD]);
