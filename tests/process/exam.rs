@@ -164,3 +164,53 @@ fn what_it_says_is_shown_and_it_has_to_pass_its_probes() {
         assert!(!said.contains("the probe app"), "{said}");
     }
 }
+
+/// A workload that is tried leaves behind what its own command undoes. Trial and fencer are killed (out of memory, the end of a login
+/// session, a container that is removed); then the device's sidecar starts with the site's own configuration, and votes.
+#[test]
+fn what_a_trial_has_left_is_undone_before_a_sidecar_takes_part() {
+    let workload = |file: &str| {
+        let words = |text: String| serde_json::json!(["/bin/sh", "-c", text]).to_string();
+        (words(format!("touch {file}")), words(format!("rm -f {file}")))
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (take, give) = workload(&path("old-address"));
+    let mut site = Site::with(Plan {
+        workload: Some(format!("kind = \"hooks\"\non_owner = {take}\non_standby = {give}")),
+        ..Plan::default()
+    });
+    let (take, give) = workload(&path("new-address"));
+    let mut trial = quorate()
+        .args(["check-workload", "--yes", "--seconds", "60"])
+        .envs(site.environment(0))
+        .env("QUORATE_WORKLOAD__ON_OWNER", take)
+        .env("QUORATE_WORKLOAD__ON_STANDBY", give)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts");
+    until("it to run", || folder.path().join("new-address").exists().then_some(()));
+    let mark = folder.path();
+    let others: Vec<u32> =
+        super::site::processes_with(mark).into_iter().filter(|p| *p != trial.id()).collect();
+    eprintln!("trial {} and {others:?}", trial.id());
+    others.iter().for_each(|pid| super::site::send(*pid, rustix::process::Signal::STOP));
+    others.iter().for_each(|pid| super::site::send(*pid, rustix::process::Signal::KILL));
+    trial.kill().expect("is killed");
+    trial.wait().expect("ends");
+    site.start_all();
+    let (owner, epoch) = site.owner(0);
+    eprintln!(
+        "owner {owner} epoch {epoch}; data: {:?}",
+        std::fs::read_dir(site.data(0))
+            .expect("is there")
+            .flatten()
+            .map(|e| e.file_name())
+            .collect::<Vec<_>>()
+    );
+    assert!(
+        !folder.path().join("new-address").exists(),
+        "edge-1 takes part with what the trial has taken still in hand; owner {owner}"
+    );
+}

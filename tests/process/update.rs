@@ -314,3 +314,64 @@ fn an_owner_that_dies_in_the_middle_is_updated_too() {
     assert_eq!(build(&site, owner), build(&site, next));
     assert_eq!(site.runs_without_overlap().len(), 2);
 }
+
+/// Where devices that differ do not own, a new version that cannot work is noticed at the first device, as anywhere else.
+#[test]
+fn a_broken_version_is_stopped_at_the_first_device_also_where_differing_ones_do_not_own() {
+    for policy in ["warn", "block"] {
+        let leases =
+            tempfile::Builder::new().prefix("quorate-test-").tempdir_in("/dev/shm").expect("a tmpfs");
+        let workload =
+            format!("kind = \"gate\"\nlease_file = \"{}\"", leases.path().join("lease.json").display());
+        let mut site = Site::with(Plan { workload: Some(workload), ..Plan::default() });
+        for n in 0..3 {
+            site.tell(n, "QUORATE_SITE__DIFFERING_BUILDS", policy);
+            site.tell(
+                n,
+                "QUORATE_WORKLOAD__LEASE_FILE",
+                leases.path().join(format!("lease-{n}.json")).display().to_string(),
+            );
+        }
+        site.start_all();
+        let (owner, _) = site.owner(0);
+        for n in 0..3 {
+            site.reports(n, "the fingerprints", |r| r.members.iter().all(|m| m.build.contains('+')));
+        }
+        let mut update = Update::start(&site, &["--timeout", "8s"]);
+        let first = update.next(&site).expect("a standby");
+        // The new version has another model, and a lease file that cannot be written.
+        let model = site.file("model");
+        std::fs::write(&model, "two").expect("writes");
+        site.tell(first, "QUORATE_WORKLOAD__FINGERPRINT_FILES", format!("[\"{}\"]", model.display()));
+        site.tell(first, "QUORATE_WORKLOAD__LEASE_FILE", "/no/such/folder/lease.json");
+        site.signal(first, Signal::TERM);
+        site.left(first);
+        site.start(first);
+        site.up(first);
+        update.answer(0);
+        let next = update.next(&site);
+        let seen = site.report(owner).expect("answers").members[first].clone();
+        let own = site.report(first).expect("answers");
+        let own: Vec<_> =
+            own.conditions.iter().map(|c| (c.name.clone(), c.device.clone(), c.detail.clone())).collect();
+        eprintln!(
+            "{policy}: first {first}, next {next:?}; the owner says of it {:?} {:?} blocks {}; it says itself {own:?}",
+            seen.fit, seen.unfit_reason, seen.build_blocks
+        );
+        assert_eq!(next, None, "{policy}: a second device is touched although the first cannot work");
+    }
+}
+
+/// Two people, or a pipeline started twice: together they touch two devices of three at once.
+#[test]
+fn two_updates_at_once_do_not_touch_two_devices_at_once() {
+    let (site, owner, _) = Site::running(Plan::default());
+    let all = order(owner);
+    let name = |n: usize| site.devices[n].id.clone();
+    // Both write to the same pipe, so the first hears what both touch.
+    let mut one = Update::start(&site, &["--only", &name(all[0])]);
+    let _two = Update::start(&site, &["--only", &name(all[1])]);
+    let first = one.next(&site);
+    let second = one.next(&site);
+    assert!(second.is_none(), "touched at the same time: {first:?} and {second:?}, of three");
+}

@@ -377,3 +377,59 @@ fn old_changes_do_not_spend_the_budget_of_a_device_that_has_just_booted() {
     });
     assert!(advice.gives_way.is_some(), "{advice:?}");
 }
+
+/// The budget is spent; from then on the owner cannot work for nine seconds in ten, and two other devices always could.
+#[test]
+fn an_owner_that_can_hardly_ever_work_does_not_hold_on_for_an_hour() {
+    let (mut stage, _) = running(Setup::default());
+    stage.disturbed();
+    // Six changes: each time the owner ails until another owns.
+    for _ in 0..7 {
+        let Some(owner) = stage.running() else { panic!("somebody runs") };
+        stage.ails(owner, Some("its disk is full"));
+        for _ in 0..14 {
+            stage.disturbed();
+            stage.pass(S);
+        }
+        stage.ails(owner, None);
+        stage.disturbed();
+        stage.pass(S);
+    }
+    let owner = stage.running().expect("somebody runs");
+    let epochs = stage.epochs().len();
+    let mut unwell = 0;
+    for second in 0..600 {
+        if stage.running() != Some(owner) {
+            break;
+        }
+        stage.ails(owner, (second % 10 != 0).then_some("its disk is full"));
+        unwell += u32::from(second % 10 != 0);
+        stage.disturbed();
+        stage.pass(S);
+    }
+    eprintln!("epochs before {epochs}; unwell for {unwell} s as the owner; runs now: {:?}", stage.running());
+    assert!(
+        unwell < 60,
+        "it could not work for {unwell} s of ten minutes and held on, although two others could"
+    );
+}
+
+/// What a device runs is looked at every five seconds; here something of it changes all the time (a data base named in
+/// workload.fingerprint_files, a log in a covered place).
+#[test]
+fn a_fingerprint_that_never_rests_does_not_wear_out_every_disk_of_the_site() {
+    let setup = Setup { builds: Some(quorate::ownership::record::BuildPolicy::Warn), ..Setup::default() };
+    let (mut stage, owner) = running(setup);
+    let n = (owner + 1) % 3;
+    stage.pass(5 * S);
+    let count = |s: &Stage| s.devices.iter().map(|device| device.disk.writes()).collect::<Vec<u64>>();
+    let before = count(&stage);
+    for round in 0..60 {
+        stage.install(n, &format!("b{round}"));
+        stage.pass(5 * S);
+    }
+    let after = count(&stage);
+    let writes: Vec<u64> = before.iter().zip(&after).map(|(b, a)| a - b).collect();
+    eprintln!("writes in five minutes: {writes:?}");
+    assert!(writes.iter().all(|w| *w < 30), "writes in five minutes: {writes:?}");
+}
