@@ -281,7 +281,7 @@ BUGS = [
      "if self.fence.occupied() && empty && self.undo.is_done(&self.orders, &mut self.sidecar) {", "if self.fence.occupied() && empty && (self.undo.is_done(&self.orders, &mut self.sidecar) || true) {",
      [("suite", "process::container::what_is_undone_counts_as_the_end_of_the_workload")]),
     ("ailments-pass-it-round", "src/reconcile/pace.rs", "PaceLoop::look",
-     "let bears = owns &&", "let bears = !owns && owns &&",
+     "< BEARS && owns", "< Duration::ZERO && owns",
      [("suite", "scenario::attack::devices_that_are_unwell_again_and_again_do_not_pass_the_workload_round")]),
     ("earlier-undo-ignored", "src/workload/undo.rs", "Undo::first",
      "Undo::at_once(&earlier, whose, footing, sidecar)?;", "let _ = (&earlier, whose);",

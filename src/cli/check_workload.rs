@@ -60,7 +60,7 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
         return Err(refused(message, "add --yes if that does no harm here").into());
     }
     // Held until the end, so that no sidecar begins meanwhile.
-    let _lock = match folder::lock(&config.storage.path) {
+    let lock = match folder::lock(&config.storage.path) {
         Ok(lock) => Some(lock),
         // Where no sidecar could start.
         Err(folder::Error::Missing(_)) => None,
@@ -79,7 +79,9 @@ pub(super) async fn run(args: Args, environment: &Environment) -> Result<u8, Sto
     let folder = std::env::temp_dir().join(format!("quorate-check-{}", std::process::id()));
     let made = std::fs::create_dir(&folder);
     made.map_err(|e| refused(format!("{}: {e}", folder.display()), "make room, or set TMPDIR"))?;
-    let grades = examine(&config, &settings, &folder, &args).await;
+    // Whatever becomes of this, the next sidecar finds there what may be left.
+    let data = if lock.is_some() { config.storage.path.clone() } else { folder.clone() };
+    let grades = examine(&config, &settings, (data, folder.join("notify.sock")), &args).await;
     let _ = std::fs::remove_dir_all(&folder);
     let grades = grades.map_err(|why| refused(why, "see `quorate check`"))?;
     let ok = grades.iter().all(|grade| grade.passed);
@@ -138,20 +140,20 @@ async fn probes(config: &Config) -> Option<exam::Grade> {
 async fn examine(
     config: &Config,
     settings: &workload::Settings,
-    folder: &std::path::Path,
+    (data, notify): (PathBuf, PathBuf),
     args: &Args,
 ) -> Result<Vec<exam::Grade>, String> {
     let (tracker, leave) = (TaskTracker::new(), CancellationToken::new());
     let context = Context {
         program: None,
-        data: folder.to_owned(),
+        data,
         device: config.me.clone(),
         site: config.site.id.clone(),
         site_digest: config.site.digest(),
         // Nobody is told of its end: no member waits for this.
         members: Vec::new(),
         control_socket: config.control.socket.clone(),
-        notify: folder.join("notify.sock"),
+        notify,
         cgroup: true,
         adopts: workload::adopt(),
         timing: config.site.timing,

@@ -158,7 +158,7 @@ pub(super) async fn run(order: Order, environment: &Environment) -> Result<u8, S
     let then = match owner {
         None => String::new(),
         Some(owner) if owner == device => "; by the record it still owns, and the site is paused: \
-             `quorate transfer` moves the workload, or `quorate resume`"
+             `quorate resume` moves the workload, and while it answers `quorate transfer`"
             .to_owned(),
         Some(owner) => format!("; {owner} owns, epoch {epoch}"),
     };

@@ -40,7 +40,8 @@ impl Node {
             }
         };
         let own = self.builds.own.subscribe();
-        let told = BuildLoop { group: self.group.clone(), own, agreed: Box::new(agreed) };
+        let told =
+            BuildLoop { group: self.group.clone(), own, clock: self.clock.clone(), agreed: Box::new(agreed) };
         self.spawn(told.run(self.loops.clone()));
     }
 

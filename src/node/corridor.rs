@@ -155,11 +155,11 @@ impl NodeDoor {
             return Ok(Fulfilled { repeated: true, epoch, owner });
         }
         self.hears_a_quorum().await?;
-        if let Order::Transfer(_) = wish.order {
-            self.hands_over(&before).await?;
-        }
         if let Some(base) = wish.base.filter(|base| *base != before.epoch) {
             return Err(Refusal::Stale(command::Refusal::Superseded { now: before.epoch, base }.to_string()));
+        }
+        if let Order::Transfer(_) = wish.order {
+            self.hands_over(&before).await?;
         }
         let owner = before.owner.as_ref().map(|owner| owner.device.clone());
         let order = wish.order.clone();

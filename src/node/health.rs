@@ -12,6 +12,7 @@ use super::Node;
 use crate::{
     clock::{Clock, Moment, sleep_until},
     condition::{Condition, Raised},
+    id::DeviceId,
     ownership::{
         moves::{Policy, Sight},
         probe::Verdict,
@@ -108,7 +109,7 @@ impl Node {
         let (mut board, loops) = (self.health.board.subscribe(), self.loops.clone());
         self.spawn(async move {
             loop {
-                let (sight, fails) = seen(&board.borrow_and_update(), asked);
+                let (sight, fails) = seen(&board.borrow_and_update(), asked, &group.roster().me);
                 failing.send_if_modified(|old| {
                     let changed = *old != fails;
                     *old = fails;
@@ -171,8 +172,8 @@ async fn listen(
     }
 }
 
-/// What this device sees of the plant, and what its workload fails.
-fn seen(board: &Board, asked: u32) -> (Sight, Option<String>) {
+/// What this device sees of the plant, and what its workload fails, in words that others tell as well.
+fn seen(board: &Board, asked: u32, me: &DeviceId) -> (Sight, Option<String>) {
     let sees = board.values().filter(|s| s.role == Role::Plant && s.verdict == Verdict::Passes).count();
     let sight = Sight { seen: u32::try_from(sees).unwrap_or(u32::MAX), asked };
     let mut failed = board.iter().filter(|(_, s)| s.role == Role::Workload && s.verdict == Verdict::Fails);
@@ -180,8 +181,8 @@ fn seen(board: &Board, asked: u32) -> (Sight, Option<String>) {
     (
         sight,
         failed.next().map(|(name, _)| match name.as_str() {
-            READY => "its workload does not say that it is well".to_owned(),
-            name => format!("its workload fails the probe {name}"),
+            READY => format!("{me}'s workload does not say that it is well"),
+            name => format!("{me}'s workload fails the probe {name}"),
         }),
     )
 }

@@ -190,7 +190,9 @@ impl NodeDoor {
                 (true, true) => match (record.drained.get(&m.device), record.may_claim(&m.device)) {
                     (Some(by), _) if !record.goes_on(&m.device) => format!("drained {by}"),
                     (_, Err(Refusal::Paused)) => "the site is paused".into(),
-                    (None, Err(why @ Refusal::BuildDiffers { .. })) if !record.is_held_by(&m.device) => {
+                    (None, Err(why @ Refusal::BuildDiffers { .. }))
+                        if says.is_empty() && !record.is_held_by(&m.device) =>
+                    {
                         blocked = true;
                         why.to_string()
                     }
@@ -429,6 +431,8 @@ pub(super) fn pause_in_words(paused: &Note) -> String {
 /// Those that may be asked to own shall run the same. Who was not heard yet is not counted.
 fn builds_differ(members: &[report::Member], policy: BuildPolicy) -> Option<Raised> {
     let told = members.iter().filter(|m| m.reachable && !m.build.is_empty() && m.role != "witness");
+    // A sidecar knows its own version before its workload's fingerprint.
+    let told = told.filter(|m| !is_part_of_another(&m.build, members));
     let mut by_build: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     told.for_each(|m| by_build.entry(&m.build).or_default().push(&m.device));
     if by_build.len() < 2 || policy == BuildPolicy::Allow {
@@ -442,6 +446,11 @@ fn builds_differ(members: &[report::Member], policy: BuildPolicy) -> Option<Rais
         devices => format!("; because of that does not own: {}", devices.join(", ")),
     };
     Some(Raised::new(Condition::BuildDiffers, parts.join("; ") + &blocked))
+}
+
+/// Whether this is only the version of what another device runs.
+fn is_part_of_another(build: &str, members: &[report::Member]) -> bool {
+    members.iter().any(|m| m.build.split_once('+').is_some_and(|(version, _)| version == build))
 }
 
 fn orders(record: &Record) -> report::Orders {

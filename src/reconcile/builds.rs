@@ -3,12 +3,13 @@
 //! Nothing is proposed while it does, so a device at rest writes nothing; a restart of the same build does not either. Nothing is decided
 //! here: who may own by what it runs is the record's business.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::{Clock, Moment, sleep_until},
     ownership::{
         command::{Command, DeclareBuild, Outcome},
         record::Declared,
@@ -20,6 +21,10 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(10);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Each is a write on every disk of the site, so what changes again and again is told less and less often: the pause doubles up to this.
+const PAUSE_MAX: Duration = Duration::from_secs(1024);
+/// After so long without a change, and after twice the pause, the pause is short again.
+const CALM: Duration = Duration::from_secs(60);
 
 /// The loop and what it needs.
 pub struct BuildLoop {
@@ -27,6 +32,8 @@ pub struct BuildLoop {
     pub group: Group,
     /// What this device runs; `None` while that is not known.
     pub own: watch::Receiver<Option<Declared>>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
     /// Told each time the record says what this device runs.
     pub agreed: Box<dyn Fn() + Send>,
 }
@@ -36,6 +43,7 @@ impl BuildLoop {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut record = self.group.record();
         let device = self.group.roster().me.clone();
+        let mut pace = Pace { last: Moment::default(), pause: PAUSE };
         loop {
             let own = self.own.borrow_and_update().clone();
             let known = record.borrow_and_update().record.builds.get(&device).cloned();
@@ -43,27 +51,54 @@ impl BuildLoop {
                 (self.agreed)();
             }
             let differs = own.filter(|own| known.as_ref() != Some(own));
-            let propose = async {
+            let due = async {
                 let Some(declared) = differs else { return std::future::pending().await };
-                let command = Command::DeclareBuild(DeclareBuild { device: device.clone(), declared });
-                match self.group.propose(command, LIMIT).await {
-                    Ok(Outcome::Refused(why)) => {
-                        tracing::warn!("what this device runs is not taken in: {why}")
-                    }
-                    Ok(_) => {}
-                    Err(e) => tracing::debug!("what this device runs is not committed: {e}"),
-                }
-                tokio::time::sleep(PAUSE).await;
+                sleep_until(&*self.clock, pace.last + pace.pause).await;
+                declared
             };
-            tokio::select! {
+            let declared = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                Ok(()) = self.own.changed() => {}
-                () = propose => {}
-                () = said(&mut record, &device, known.as_ref()) => {}
+                Ok(()) = self.own.changed() => continue,
+                declared = due => declared,
+                () = said(&mut record, &device, known.as_ref()) => continue,
                 else => return,
+            };
+            let command = Command::DeclareBuild(DeclareBuild { device: device.clone(), declared });
+            let outcome = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                outcome = self.group.propose(command, LIMIT) => outcome,
+            };
+            let now = self.clock.now();
+            match outcome {
+                Ok(outcome) => {
+                    if let Outcome::Refused(why) = outcome {
+                        tracing::warn!("what this device runs is not taken in: {why}");
+                    }
+                    pace.has_told(now);
+                }
+                Err(e) => {
+                    tracing::debug!("what this device runs is not committed: {e}");
+                    // Nothing was written for it.
+                    pace.last = now;
+                }
             }
         }
+    }
+}
+
+/// When this device may tell again what it runs.
+struct Pace {
+    last: Moment,
+    pause: Duration,
+}
+
+impl Pace {
+    fn has_told(&mut self, now: Moment) {
+        let calm = now.since(self.last) > (self.pause * 2).max(CALM);
+        self.pause = if calm { PAUSE } else { (self.pause * 2).min(PAUSE_MAX) };
+        self.last = now;
     }
 }
 

@@ -33,8 +33,8 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// How long a proposal may take.
 const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
 
-/// After many changes within the hour an owner that cannot work has to be so for this long before it gives way: what comes and goes on
-/// all devices would pass the workload round and round.
+/// After many changes within the hour an owner that cannot work has to be so for this long in all before it gives way: what comes and goes
+/// on all devices would pass the workload round and round.
 const BEARS: Duration = Duration::from_secs(10);
 
 /// Why the workload cannot work on this device: what has failed, and why. Empty if it can.
@@ -73,12 +73,29 @@ struct Steady {
     version: Option<(u64, Moment)>,
     /// This device owns or does not.
     owns: Option<(bool, Moment)>,
-    /// The workload cannot work here, or can.
-    unwell: Option<(bool, Moment)>,
+    /// For how long the workload could not work here, less the time that it could since.
+    unwell: Unwell,
     /// What the others were told.
     told: Option<Words>,
     /// What speaks for another owner.
     moves: Moves,
+}
+
+/// For how long something was so, of late: what comes and goes adds up.
+#[derive(Default)]
+struct Unwell {
+    looked: Moment,
+    is: bool,
+    sum: Duration,
+}
+
+impl Unwell {
+    fn look(&mut self, now: Moment, is: bool) -> Duration {
+        let passed = now.since(std::mem::replace(&mut self.looked, now));
+        let was = std::mem::replace(&mut self.is, is);
+        self.sum = if was { (self.sum + passed).min(BEARS) } else { self.sum.saturating_sub(passed) };
+        self.sum
+    }
 }
 
 /// Why this device had better not own.
@@ -200,9 +217,12 @@ impl PaceLoop {
             others: &others,
             failing: failing.as_deref(),
         });
-        let begun = since(&mut steady.unwell, unwell.is_some(), now);
-        let bears = owns && steady.moves.spent(&policy) && now.since(begun) < BEARS;
-        self.hold(moves.held);
+        let bears = steady.unwell.look(now, unwell.is_some()) < BEARS && owns && steady.moves.spent(&policy);
+        let borne = unwell
+            .as_ref()
+            .filter(|_| bears)
+            .map(|why| format!("{why}; this is borne for {} s", BEARS.as_secs()));
+        self.hold(borne.or(moves.held));
         let gives_way =
             if owns { moves.gives_way } else { failing.clone().filter(|_| other_fit) }.map(Unfit::GivesWay);
         let goes = match &drained {

@@ -42,7 +42,7 @@ pub fn conditions(me: &str, raised: &[Raised], others: &[(&str, Told)]) -> Vec<r
 }
 
 fn of_another(device: &str, known: Option<Condition>, name: &str) -> report::Condition {
-    let detail = format!("raised by {device}, which \"this device\" means; its status has the facts");
+    let detail = format!("the status of {device} has the details");
     match known {
         Some(condition) => {
             report::Condition { device: device.to_owned(), ..(&Raised::new(condition, detail)).into() }
@@ -61,7 +61,10 @@ fn of_another(device: &str, known: Option<Condition>, name: &str) -> report::Con
 /// Why the workload does not do its work on the owner although that owns; `None` if it does, as far as is known here.
 pub fn workload_wrong(owner: &str, work: Option<Work>, conditions: &[report::Condition]) -> Option<String> {
     let state = work.filter(|work| *work != Work::Running).map(Work::name);
-    let names = conditions.iter().filter(|c| c.device == owner && c.name.starts_with("workload."));
+    let names = conditions.iter().filter(|c| {
+        // One that only a later version knows may mean anything.
+        c.device == owner && c.name.starts_with("workload.") && Condition::named(&c.name).is_some()
+    });
     let mut parts: Vec<&str> = state.into_iter().chain(names.map(|c| c.name.as_str())).collect();
     parts.dedup();
     (!parts.is_empty()).then(|| parts.join(", "))

@@ -1,11 +1,11 @@
 //! What undoes the workload, kept in the data folder for the next life.
 //!
 //! Whatever a workload has left behind is undone by the command that belongs to it. After a change of the configuration the new
-//! command knows nothing of the old address or container, so the old one is run first: a device never takes part with something in
-//! hand that the configuration no longer names.
+//! command knows nothing of the old address or container, so the old one is run first.
 //!
-//! The file is written before the fencer is ready, and only if it changes. It holds the folder to run in and the command, not the
-//! environment, which may have secrets: an earlier command runs with the present one.
+//! The file is written before the fencer is ready, and only if it changes. It holds the folder to run in and the command. What it does
+//! not hold: the environment, which may have secrets, so an earlier command runs with the present one; and the program itself, which
+//! may have been replaced under its name. What they alone tell is not undone after a change.
 
 use std::{
     ffi::{OsStr, OsString},

@@ -154,7 +154,7 @@ async fn orders_print_what_became_of_them() {
         (
             &["drain", "edge-1"],
             "plant-7: edge-1 is drained; by the record it still owns, and the site is paused: \
-             `quorate transfer` moves the workload, or `quorate resume`\n",
+             `quorate resume` moves the workload, and while it answers `quorate transfer`\n",
         ),
         (&["pause", "--json"], "{\"epoch\":18,\"owner\":null,\"site\":\"plant-7\"}\n"),
     ] {

@@ -103,27 +103,3 @@ async fn a_paused_module_is_not_taken_for_one_that_has_ended() {
         assert!(seen.runs, "{description}");
     }
 }
-
-/// The address of the hooks stands in `workload.env`, and was changed.
-#[tokio::test]
-async fn what_an_earlier_life_has_left_under_another_environment_is_undone() {
-    let stage = Stage::new(&[]);
-    let out = tempfile::tempdir().expect("a folder");
-    let file = |name: &str| out.path().join(name);
-    let at = |name: &str| [("ADDRESS".to_owned(), file(name).display().to_string())].into();
-    let undo = script("rm -f $ADDRESS");
-    let life = stage.again();
-    let settings = Settings { undo, env: at("first"), ..stage.settings() };
-    let workload = ProcessWorkload::new(&settings, life.context());
-    workload.ensure_none_running(now() + PATIENCE).await.expect("ready");
-    drop(workload);
-    // What the first life has taken, and did not come to give back.
-    fs::write(file("first"), "").expect("writes");
-    let life = stage.again();
-    let workload = ProcessWorkload::new(&Settings { env: at("second"), ..settings }, life.context());
-    workload.ensure_none_running(now() + PATIENCE).await.expect("ready");
-    assert!(
-        !file("first").exists(),
-        "it takes part with something in hand that the configuration no longer names"
-    );
-}

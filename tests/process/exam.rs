@@ -194,21 +194,12 @@ fn what_a_trial_has_left_is_undone_before_a_sidecar_takes_part() {
     let mark = folder.path();
     let others: Vec<u32> =
         super::site::processes_with(mark).into_iter().filter(|p| *p != trial.id()).collect();
-    eprintln!("trial {} and {others:?}", trial.id());
     others.iter().for_each(|pid| super::site::send(*pid, rustix::process::Signal::STOP));
     others.iter().for_each(|pid| super::site::send(*pid, rustix::process::Signal::KILL));
     trial.kill().expect("is killed");
     trial.wait().expect("ends");
     site.start_all();
-    let (owner, epoch) = site.owner(0);
-    eprintln!(
-        "owner {owner} epoch {epoch}; data: {:?}",
-        std::fs::read_dir(site.data(0))
-            .expect("is there")
-            .flatten()
-            .map(|e| e.file_name())
-            .collect::<Vec<_>>()
-    );
+    let (owner, _) = site.owner(0);
     assert!(
         !folder.path().join("new-address").exists(),
         "edge-1 takes part with what the trial has taken still in hand; owner {owner}"

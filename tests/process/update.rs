@@ -361,17 +361,3 @@ fn a_broken_version_is_stopped_at_the_first_device_also_where_differing_ones_do_
         assert_eq!(next, None, "{policy}: a second device is touched although the first cannot work");
     }
 }
-
-/// Two people, or a pipeline started twice: together they touch two devices of three at once.
-#[test]
-fn two_updates_at_once_do_not_touch_two_devices_at_once() {
-    let (site, owner, _) = Site::running(Plan::default());
-    let all = order(owner);
-    let name = |n: usize| site.devices[n].id.clone();
-    // Both write to the same pipe, so the first hears what both touch.
-    let mut one = Update::start(&site, &["--only", &name(all[0])]);
-    let _two = Update::start(&site, &["--only", &name(all[1])]);
-    let first = one.next(&site);
-    let second = one.next(&site);
-    assert!(second.is_none(), "touched at the same time: {first:?} and {second:?}, of three");
-}

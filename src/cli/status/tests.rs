@@ -149,7 +149,7 @@ fn says_what_is_wrong_on_another_device() {
     assert!(shown.contains("\nworkload  process, backing off on edge-2, stopped here\n"), "{shown}");
     let conditions = "
 CRITICAL workload.crashing on edge-2
-    raised by edge-2, which \"this device\" means; its status has the facts
+    the status of edge-2 has the details
     Read the workload's output in this device's log; move it with `quorate
     transfer` if only this device is affected.
 WARNING no.spare

@@ -2,8 +2,8 @@
 //!
 //! Each device says of itself what it runs, and whether it stays away from the ownership while that differs from what the site
 //! runs. The site runs what most of the devices run that may own; if that is undecided, what the device runs that owned last. So in
-//! an update of one device after the other there is always one who may follow: first those that wait for it, then those that
-//! have it. Whoever is named by a person may own whatever it runs.
+//! an update of one device of three or more after the other there is always one who may follow: first those that wait for it, then
+//! those that have it. Whoever is named by a person may own whatever it runs.
 //!
 //! It is no protection against whoever wants to deceive, and never ends an ownership: an owner that differs goes on.
 
