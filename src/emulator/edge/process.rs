@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, getpgid, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::{
     process::{Child, Command},
     sync::{MutexGuard, watch},
@@ -101,12 +101,12 @@ impl Processes {
     /// Whether a process belongs to a module: it is in the group of its main process, or came from it.
     pub(super) fn owns(&self, name: &str, pid: i32) -> bool {
         let Some(main) = self.status(name).and_then(|status| status.pid) else { return false };
-        let group = |pid| Pid::from_raw(pid).and_then(|pid| getpgid(Some(pid)).ok()).map(Pid::as_raw_pid);
-        if group(pid) == Some(main) {
+        if family(pid).is_some_and(|(_, group)| group == main) {
             return true;
         }
         // Bounded, since parents may change while they are followed.
-        std::iter::successors(Some(pid), |pid| parent(*pid)).take(64).any(|pid| pid == main)
+        let parent = |pid: &i32| family(*pid).map(|(parent, _)| parent).filter(|parent| *parent > 1);
+        std::iter::successors(Some(pid), parent).take(64).any(|pid| pid == main)
     }
 }
 
@@ -233,10 +233,10 @@ fn code(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
 }
 
-/// Who started a process, as the kernel has it now.
-fn parent(pid: i32) -> Option<i32> {
+/// Who started a process, and the group that it is in, as the kernel has it now; 0 for one outside of this process id namespace.
+fn family(pid: i32) -> Option<(i32, i32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it may hold anything.
-    let parent = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    (parent > 1).then_some(parent)
+    // The name before them may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(1);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
