@@ -33,8 +33,9 @@ fn nobody_gives_way_again_and_again_to_a_device_that_cannot_take_over() {
     stage.pass(2 * S);
     stage.plant(owner, false);
     let (changes, without) = watch(&mut stage, 120);
-    assert!(
-        changes <= 6,
+    assert_eq!(
+        changes,
+        0,
         "{changes} changes in two minutes, {without} ms without an owner: {:?}",
         stage.epochs()
     );
@@ -49,8 +50,9 @@ fn a_failing_workload_is_not_stopped_again_and_again_for_a_device_that_cannot_ta
     stage.pass(2 * S);
     stage.works(owner, false);
     let (changes, without) = watch(&mut stage, 120);
-    assert!(
-        changes <= 6,
+    assert_eq!(
+        changes,
+        0,
         "{changes} changes in two minutes, {without} ms without an owner: {:?}",
         stage.epochs()
     );
