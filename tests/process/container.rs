@@ -284,6 +284,15 @@ fn noted(site: &Site, n: usize) -> Vec<(u64, u64)> {
     spans
 }
 
+/// At least so often something was taken, and nothing while another had it.
+#[track_caller]
+fn taken_one_after_the_other(site: &Site, least: usize) {
+    let mut spans: Vec<_> = (0..3).flat_map(|n| noted(site, n)).collect();
+    spans.sort_unstable();
+    assert!(spans.len() >= least, "{spans:?}");
+    assert!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "two at once: {spans:?}");
+}
+
 #[track_caller]
 fn takes(site: &Site, n: usize, times: usize) {
     until("the hook to take it", || (noted(site, n).len() >= times).then_some(()));
@@ -316,10 +325,7 @@ fn what_hooks_take_is_on_one_device_at_a_time() {
     });
     site.owner(epoch);
     takes(&site, to, before + 1);
-    let mut spans: Vec<_> = (0..3).flat_map(|n| noted(&site, n)).collect();
-    spans.sort_unstable();
-    assert!(spans.len() >= 4, "{spans:?}");
-    assert!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "two at once: {spans:?}");
+    taken_one_after_the_other(&site, 4);
 }
 
 #[test]
@@ -339,10 +345,7 @@ fn a_hook_that_never_returns_is_ended_with_the_ownership() {
     let (third, _) = site.owner_among(&others, epoch);
     let before = usize::from(third == owner);
     takes(&site, third, before + 1);
-    let mut spans: Vec<_> = (0..3).flat_map(|n| noted(&site, n)).collect();
-    spans.sort_unstable();
-    assert!(spans.len() >= 3, "{spans:?}");
-    assert!(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0), "two at once: {spans:?}");
+    taken_one_after_the_other(&site, 3);
 }
 
 #[test]
